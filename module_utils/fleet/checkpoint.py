@@ -1,0 +1,134 @@
+"""Reads checkpoint directories: configuration, safetensors headers, SHA-256 manifest. Does I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import FleetError
+from .model import facts_from_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .model_facts import ModelFacts
+
+_HEADER_LENGTH = struct.Struct("<Q")
+_LONGEST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+_CHUNK_BYTES = 1 << 20
+
+
+def load_model_facts(path: str | Path) -> ModelFacts:
+    """Facts of a checkpoint directory, or of a config.json alone.
+
+    Raises:
+        FleetError: something is missing or malformed; names the file.
+    """
+    path = Path(path)
+    config_path = path / "config.json" if path.is_dir() else path
+    return facts_from_config(read_json(config_path), where=str(config_path))
+
+
+def read_json(path: Path) -> Mapping[str, object]:
+    """A JSON file that holds an object.
+
+    Raises:
+        FleetError: missing, unreadable or malformed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FleetError(str(path), "no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FleetError(str(path), f"cannot be read ({error})") from None
+    try:
+        document = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise FleetError(str(path), f"is not JSON ({error})") from None
+    if not isinstance(document, dict):
+        raise FleetError(str(path), "must hold a JSON object")
+    return document
+
+
+def tensors_of(path: Path) -> Mapping[str, Mapping[str, object]]:
+    """The header of a safetensors file: name to dtype, shape and data_offsets.
+
+    Raises:
+        FleetError: not such a file, or shorter than its header says.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(_HEADER_LENGTH.size)
+        length = _HEADER_LENGTH.unpack(prefix)[0] if len(prefix) == _HEADER_LENGTH.size else -1
+        if not 0 < length <= min(_LONGEST_HEADER_BYTES, size - _HEADER_LENGTH.size):
+            raise FleetError(str(path), f"is no whole safetensors file ({size} bytes)")
+        try:
+            header = json.loads(file.read(length))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise FleetError(str(path), "has a malformed safetensors header") from None
+    header.pop("__metadata__", None)
+    try:
+        end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    except (KeyError, TypeError, IndexError):
+        raise FleetError(str(path), "has a malformed safetensors header") from None
+    expected = _HEADER_LENGTH.size + length + end
+    if size < expected:
+        raise FleetError(str(path), f"is truncated: {size} bytes of {expected}")
+    return header  # type: ignore[no-any-return]
+
+
+def check_complete(path: Path) -> None:
+    """Whether a checkpoint directory is whole.
+
+    Raises:
+        FleetError: no config.json, a shard that the index names is missing, or a file is truncated.
+    """
+    read_json(path / "config.json")
+    index_path = path / "model.safetensors.index.json"
+    if index_path.exists():
+        weight_map = read_json(index_path).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise FleetError(f"{index_path}: weight_map", "missing")
+        for shard in sorted({str(shard) for shard in weight_map.values()}):
+            if not (path / shard).is_file():
+                raise FleetError(str(path / shard), f"missing, {index_path.name} names it")
+    for shard_path in sorted(path.glob("*.safetensors")):
+        tensors_of(shard_path)
+
+
+def manifest(path: str | Path) -> dict[str, object]:
+    """Files of a checkpoint with sizes and SHA-256, and a digest over all of it.
+
+    Raises:
+        FleetError: the checkpoint is not whole.
+    """
+    root = Path(path)
+    check_complete(root)
+    files: dict[str, dict[str, int | str]] = {
+        file.relative_to(root).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        for file in sorted(root.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
+    }
+    canonical = json.dumps(files, sort_keys=True, separators=(",", ":")).encode()
+    return {
+        "files": files,
+        "digest": hashlib.sha256(canonical).hexdigest(),
+        "total_bytes": sum(file.stat().st_size for file in root.rglob("*") if file.relative_to(root).as_posix() in files),
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def with_checkpoint(facts: ModelFacts, **changes: object) -> ModelFacts:
+    """The facts with what the tensors say."""
+    return replace(facts, **changes)  # type: ignore[arg-type]

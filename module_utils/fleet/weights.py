@@ -1,0 +1,212 @@
+"""Bytes of weights on each rank, as the engine holds them after loading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .errors import FleetError
+
+if TYPE_CHECKING:
+    from .model_facts import ExpertsModule, LayerFacts, LinearModule, ModelFacts
+    from .quantization_config import QuantizationFacts
+
+DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+VOCABULARY_PADDING = 64  # vLLM: vocab_parallel_embedding.DEFAULT_VOCAB_PADDING_SIZE
+_KIB = 1024
+_MIB = 1024**2
+# PyTorch's caching allocator (c10/core/CachingDeviceAllocator, kMinBlockSize, kSmallSize, kMinLargeAlloc, kRoundLarge)
+_BLOCK = 512
+_SMALL = _MIB
+_LARGE = 10 * _MIB
+_SEGMENT = 2 * _MIB
+
+
+@dataclass(frozen=True, slots=True)
+class WeightKernel:
+    """How an engine version on a GPU stores quantized weights.
+
+    ``zero_point_bits`` of INT4: Marlin packs them to 4 bits, Hopper's Machete widens them to 16.
+    """
+
+    name: str
+    zero_point_bits: int
+
+
+MARLIN = WeightKernel("Marlin", 4)
+MACHETE = WeightKernel("Machete", 16)
+
+
+def allocated_bytes(size: int) -> int:
+    """What PyTorch's allocator counts for a lasting tensor of ``size`` bytes.
+
+    Sizes are rounded to 512 bytes. From 10 MiB on a tensor gets segments of 2 MiB, whose rest is split off for others
+    only when it is more than 1 MiB.
+    """
+    rounded = -(-size // _BLOCK) * _BLOCK
+    if rounded < _LARGE:
+        return rounded
+    segments = -(-rounded // _SEGMENT) * _SEGMENT
+    return segments if segments - rounded <= _SMALL else rounded
+
+
+def pipeline_split(layers: int, stages: int) -> list[int]:
+    """Layers of each pipeline stage, as vLLM's ``get_pp_indices``: the rest goes to the later stages but the last."""
+    split = [layers // stages] * stages
+    for position in range(2, layers % stages + 2):
+        split[-position] += 1
+    return split
+
+
+def shard_sizes(module: LinearModule, layer: LayerFacts, tensor_parallel_size: int) -> tuple[int, int]:
+    """Input and output elements of one rank's part. Fewer key-value heads than ranks are replicated."""
+    size = tensor_parallel_size
+    if module.sharding == "row":
+        return module.input_size // size, module.output_size
+    if module.sharding == "column":
+        return module.input_size, sum(part // size for part in module.output_sizes)
+    if module.sharding == "qkv":
+        kv_heads = layer.attention.num_kv_heads
+        query, key, value = module.output_sizes
+        factor = max(1, kv_heads // size)
+        return module.input_size, query // size + factor * (key + value) // kv_heads
+    return module.input_size, module.output_size
+
+
+def linear_tensors(
+    inputs: int, outputs: int, dtype_bytes: int, quantization: QuantizationFacts | None, kernel: WeightKernel
+) -> list[int]:
+    """Bytes of each tensor that holds a matrix of ``inputs`` x ``outputs``: packed weights, scales, zero points."""
+    elements = inputs * outputs
+    if quantization is None:
+        return [elements * dtype_bytes]
+    group = quantization.group_size
+    match quantization.weight_format:
+        case "int4" | "int8" if quantization.activation_bits is None:
+            groups = -(-inputs // group) if group > 0 else 1
+            tensors = [elements * quantization.weight_bits // 8, groups * outputs * dtype_bytes]
+            if quantization.zero_points:
+                bits = max(kernel.zero_point_bits, quantization.weight_bits)
+                tensors.append(groups * outputs * bits // 8)
+            if quantization.act_order:
+                tensors += [inputs * 4, inputs * 4]
+            return tensors
+        case "fp8_block":
+            rows, columns = quantization.block_shape or (128, 128)
+            return [elements, -(-outputs // rows) * -(-inputs // columns) * 4]
+        case "mxfp4":
+            return [elements // 2, elements // 32]
+        case _:
+            return [elements, 4 if group == 0 else outputs * 4]
+
+
+@dataclass(frozen=True, slots=True)
+class RankWeights:
+    """Weights of one rank in bytes, by what they are."""
+
+    layers_bytes: int
+    embedding_bytes: int
+    head_bytes: int
+    other_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.layers_bytes + self.embedding_bytes + self.head_bytes + self.other_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlan:
+    """How the weights are held: serving dtype, quantization, kernel, parallel sizes."""
+
+    dtype_bytes: int
+    quantization: QuantizationFacts | None
+    kernel: WeightKernel
+    tensor_parallel_size: int
+    stages: tuple[int, ...]
+
+
+def check_divisible(model: ModelFacts, tensor_parallel_size: int, *, where: str) -> None:
+    """Apply the engine's own conditions on tensor parallelism.
+
+    Raises:
+        FleetError: a dimension that has to be split is not divisible.
+    """
+    size = tensor_parallel_size
+    for kind in model.layer_kinds:
+        heads = kind.attention.num_heads
+        if heads % size:
+            raise FleetError(where, f"{size} does not divide the {heads} attention heads of {model.architecture}")
+        kv_heads = kind.attention.num_kv_heads
+        if kind.attention.kind != "mla" and kv_heads % size and size % kv_heads:
+            raise FleetError(where, f"{size} and the {kv_heads} key-value heads do not divide one another")
+        for module in kind.modules:
+            parts = (module.input_size,) if module.sharding == "row" else module.output_sizes
+            if module.sharding in ("row", "column") and any(part % size for part in parts):
+                raise FleetError(where, f"{size} does not divide {module.name} ({', '.join(map(str, parts))})")
+        if kind.experts is not None and kind.experts.intermediate_size % size:
+            raise FleetError(where, f"{size} does not divide the experts' size {kind.experts.intermediate_size}")
+
+
+def rank_weights(model: ModelFacts, plan: WeightPlan, stage: int) -> RankWeights:
+    """Weights of one tensor-parallel rank of pipeline stage ``stage``."""
+    first = sum(plan.stages[:stage])
+    last_stage = stage == len(plan.stages) - 1
+    layers = sum(
+        _layer_bytes(kind, plan, model) * count for kind, count in model.layers(first, first + plan.stages[stage])
+    )
+    vocabulary = _padded_vocabulary_bytes(model, plan)
+    has_embedding = stage == 0 or (last_stage and model.tie_word_embeddings)
+    has_head = last_stage and model.has_lm_head and not model.tie_word_embeddings
+    return RankWeights(
+        layers_bytes=layers,
+        embedding_bytes=vocabulary if has_embedding else 0,
+        head_bytes=vocabulary if has_head else 0,
+        other_bytes=_other_bytes(model, plan, last_stage=last_stage),
+    )
+
+
+def _padded_vocabulary_bytes(model: ModelFacts, plan: WeightPlan) -> int:
+    padded = -(-model.vocab_size // VOCABULARY_PADDING) * VOCABULARY_PADDING
+    return allocated_bytes(padded // plan.tensor_parallel_size * model.hidden_size * plan.dtype_bytes)
+
+
+def _layer_bytes(layer: LayerFacts, plan: WeightPlan, model: ModelFacts) -> int:
+    total = 0
+    for module in layer.modules:
+        inputs, outputs = shard_sizes(module, layer, plan.tensor_parallel_size)
+        quantization = plan.quantization if module.quantizable else None
+        if quantization is not None and (
+            quantization.weight_format == "mxfp4" or quantization.skips(module.checkpoint_names)
+        ):
+            quantization = None
+        tensors = linear_tensors(inputs, outputs, plan.dtype_bytes, quantization, plan.kernel)
+        if module.bias:
+            tensors.append(outputs * plan.dtype_bytes)
+        total += sum(map(allocated_bytes, tensors))
+    if layer.experts is not None:
+        total += sum(map(allocated_bytes, _expert_tensors(layer.experts, plan)))
+    total += layer.norm_parameters * plan.dtype_bytes + layer.float32_parameters * 4
+    total += layer.sharded_parameters // plan.tensor_parallel_size * plan.dtype_bytes
+    # The attention layer keeps four scalars (query, key, value and probability scale), each in a block of its own.
+    return total + 4 * _BLOCK
+
+
+def _expert_tensors(experts: ExpertsModule, plan: WeightPlan) -> list[int]:
+    intermediate = experts.intermediate_size // plan.tensor_parallel_size
+    count = experts.num_experts
+    tensors: list[int] = []
+    for inputs, outputs in ((experts.hidden_size, 2 * intermediate), (intermediate, experts.hidden_size)):
+        tensors += [
+            count * size for size in linear_tensors(inputs, outputs, plan.dtype_bytes, plan.quantization, plan.kernel)
+        ]
+        if experts.bias:
+            tensors.append(count * outputs * plan.dtype_bytes)
+    return tensors
+
+
+def _other_bytes(model: ModelFacts, plan: WeightPlan, *, last_stage: bool) -> int:
+    rotary = sum(model.rotary_positions * dim * plan.dtype_bytes for dim in model.rotary_dims)
+    norm = model.final_norm_parameters * plan.dtype_bytes if last_stage else 0
+    encoder = model.encoder.parameters * plan.dtype_bytes if model.encoder else 0
+    return rotary + norm + encoder
