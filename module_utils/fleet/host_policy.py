@@ -93,14 +93,8 @@ def missing_gpu_error(host: str, position: int, gpu: int | str, known: Sequence[
         known: (index, UUID) of each GPU of the host.
     """
     indices = ", ".join(str(index) for index, _ in known) or "none"
-    return faults_error(
-        [
-            (
-                f"host_vars {host}: fleet_exclude_gpus[{position}]",
-                f"no GPU {gpu!r} on this host, its indices are {indices}",
-            )
-        ]
-    )
+    where = f"host_vars {host}: fleet_exclude_gpus[{position}]"
+    return FleetError(where, f"no GPU {gpu!r} on this host, its indices are {indices}")
 
 
 def _tuple(value: object) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The part of an instance on one host. ``gpus`` are UUIDs in the order of the ranks, ``rank`` is that of the node."""
+    """The part of an instance on one host. ``gpus`` are UUIDs by rank, ``rank`` is that of the node."""
 
     host: str
     gpus: tuple[str, ...]

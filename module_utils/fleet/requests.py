@@ -20,16 +20,6 @@ from .document_checks import (
     path_of,
     shown,
 )
-    Document,
-    check_document,
-    faults_error,
-    labels_as_tuple,
-    list_as_tuple,
-    load_yaml,
-    nearest,
-    path_of,
-    shown,
-)
 from .engine_arguments import RESERVED_ENVIRONMENT, TWINS, argument_faults
 from .engine_options import options_from_engine_args
 from .errors import FleetError
