@@ -1,0 +1,116 @@
+"""The node image: a small Debian 12 with systemd and sshd, made by mmdebstrap and kept by a key of its content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from lab_host import LAB_SOURCES, cache_directory, locked, podman, run, say
+
+RELEASE = "bookworm"
+RECIPE = LAB_SOURCES / "node"
+REPOSITORY = "localhost/l40s-lab-node"
+# Every file is dated to the day of this release at the latest, so that the same packages give the same image.
+SOURCE_DATE_EPOCH = "1748736000"
+# How this machine reaches its package mirror; all else in its apt configuration is its own business.
+APT_OPTIONS = re.compile(r'^(Acquire::(https?::\S+|Check-Valid-Until|Check-Date|Retries)) "(.+)";$')
+
+
+def node_image(lab: str) -> str:
+    """Makes sure that podman has the node image, and returns its name.
+
+    Returns:
+        The name with the content key as its tag.
+    """
+    packages = _packages()
+    options = apt_options()
+    sources = apt_sources()
+    key = _content_key(packages, options, sources)
+    image = f"{REPOSITORY}:{key}"
+    if podman("image", "exists", image, check=False).returncode == 0:
+        return image
+    archive = cache_directory() / "images" / f"node-{RELEASE}-{key}.tar"
+    with locked(archive.parent / ".lock"):
+        if not archive.exists():
+            say(lab, f"building the node image ({RELEASE}, {len(packages)} packages asked for; once, about 30 s)")
+            _build(archive, packages, options, sources)
+        if podman("image", "exists", image, check=False).returncode != 0:
+            podman("import", "--quiet", archive, image)
+    return image
+
+
+def apt_sources() -> list[str]:
+    """One-line sources for the node's release, from the mirrors that this machine itself uses.
+
+    Empty where this machine runs another release or names its mirrors in a way that a container cannot follow: then
+    mmdebstrap takes Debian's default.
+    """
+    listing = run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"],
+        check=False,
+    ).stdout
+    wanted = (RELEASE, f"{RELEASE}-updates", f"{RELEASE}-security")
+    found = []
+    for line in sorted(set(listing.splitlines())):
+        uri, release, component = line.split()
+        if release in wanted and component == "main" and uri.startswith(("http://", "https://")):
+            found.append(f"deb {uri} {release} {component}")
+    has_base = any(line.split()[2] == RELEASE for line in found)
+    return found if has_base else []
+
+
+def apt_options() -> list[str]:
+    """The lines of apt configuration (proxy, certificates, tolerance of old lists) that nodes need as well."""
+    dump = run(["apt-config", "dump", "Acquire"]).stdout
+    options = [line for line in dump.splitlines() if APT_OPTIONS.match(line)]
+    for variable in ("http_proxy", "https_proxy"):
+        scheme = variable.removesuffix("_proxy")
+        if os.environ.get(variable) and not any(f"{scheme}::Proxy " in line for line in options):
+            options.append(f'Acquire::{scheme}::Proxy "{os.environ[variable]}";')
+    return options
+
+
+def _packages() -> list[str]:
+    lines = (RECIPE / "packages.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _content_key(packages: list[str], options: list[str], sources: list[str]) -> str:
+    digest = hashlib.sha256()
+    authorities = Path("/usr/local/share/ca-certificates")
+    inputs = [path for directory in (RECIPE, authorities) for path in sorted(directory.rglob("*")) if path.is_file()]
+    for path in inputs:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for part in (RELEASE, SOURCE_DATE_EPOCH, *packages, *options, *sources):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _build(archive: Path, packages: list[str], options: list[str], sources: list[str]) -> None:
+    unfinished = archive.with_suffix(".unfinished.tar")
+    sources_file = archive.with_suffix(".sources.list")
+    sources_file.write_text("\n".join(sources) + "\n")
+    command = [
+        "mmdebstrap",
+        "--quiet",
+        "--mode=root",
+        "--variant=minbase",
+        f"--include={','.join(packages)}",
+        *(f"--aptopt={option}" for option in options),
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        f"--customize-hook={RECIPE / 'customize.sh'}",
+        RELEASE,
+        str(unfinished),
+        *([str(sources_file)] if sources else []),
+    ]
+    os.environ["SOURCE_DATE_EPOCH"] = SOURCE_DATE_EPOCH
+    try:
+        run(command)
+    finally:
+        del os.environ["SOURCE_DATE_EPOCH"]
+        sources_file.unlink()
+    unfinished.rename(archive)
