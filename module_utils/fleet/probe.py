@@ -48,6 +48,7 @@ class ProbeOptions:
         nvml_library: path of the NVML library; None for the one the loader finds.
         nvml_timeout_s: after this NVML is reported as not answering.
         required_cuda_driver_version: what the engine needs, as NVML counts (13000 is CUDA 13.0); 0 to accept any.
+        gpus_expected: False for a host such as a gateway, where the absence of GPUs and driver is no fault.
         disk_paths: whose file systems are reported.
     """
 
@@ -55,6 +56,7 @@ class ProbeOptions:
     nvml_library: str | None = None
     nvml_timeout_s: float = 30.0
     required_cuda_driver_version: int = 0
+    gpus_expected: bool = True
     disk_paths: tuple[Path, ...] = _DISK_PATHS
 
 
@@ -97,6 +99,7 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
         pci=pci,
         kernel=kernel,
         required_cuda_driver_version=options.required_cuda_driver_version,
+        gpus_expected=options.gpus_expected,
         memory_total_bytes=memory_total_bytes,
         shm_bytes=shm_bytes,
         disk=disk,

@@ -35,6 +35,7 @@ class HostView:
 
     Args:
         required_cuda_driver_version: what the engine needs, as NVML counts (13000); 0 when nothing was asked for.
+        gpus_expected: False for a host such as a gateway.
         applied_error: what is wrong with the applied plan's file; None when nothing is.
         orphans: units of engines that run or failed without an instance record, by instance id.
     """
@@ -43,6 +44,7 @@ class HostView:
     pci: tuple[PciGpu, ...]
     kernel: Kernel
     required_cuda_driver_version: int
+    gpus_expected: bool
     memory_total_bytes: int | None
     shm_bytes: int | None
     disk: list[dict[str, Any]]
@@ -55,6 +57,8 @@ def _nvml(host: HostView) -> Verdict:
     if host.nvml.failure is None:
         simulated = ", simulated" if host.nvml.simulated else ""
         return ok(f"driver {host.nvml.driver_version}, {len(host.nvml.gpus)} GPUs{simulated}")
+    if not host.pci and not host.gpus_expected:
+        return ok("no NVIDIA GPU, and none is expected")
     if not host.pci:
         return blocked(
             f"{host.nvml.failure}; no NVIDIA GPU on the PCI bus", "check the cards, or take the host out of gpu_hosts"
