@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _UNIT = re.compile(r"vllm@(.+)\.service")
-_ENGINE = re.compile(r"^FLEET_ENGINE_DIRECTORY=(.+)$", re.MULTILINE)
+_ENGINE = re.compile(r'^FLEET_ENGINE_DIRECTORY="?([^"\n]+)"?$', re.MULTILINE)
 _POLL_S = 0.5
 # An engine that has run for a while answers its health check in milliseconds.
 _HEALTH_GRACE_S = 30.0

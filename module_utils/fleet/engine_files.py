@@ -1,0 +1,93 @@
+"""What one instance's engine reads: its ``config.yaml`` and its environment file."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from .errors import FleetError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_HEADER = "# Managed by l40s-fleet: the next run overwrites changes.\n"
+
+
+def render_config(engine_args: Mapping[str, Any], host: str, port: int, shutdown_timeout_s: int) -> str:
+    """``config.yaml`` for ``vllm serve --config``.
+
+    Names are written with dashes: vLLM turns a false value into ``--no-NAME`` only if that is an option as it is spelt,
+    and drops it in silence otherwise (0.32: utils/argparse_utils.py, load_config_file).
+
+    Args:
+        engine_args: vLLM's EngineArgs by name; the value None leaves the argument out.
+        host: address that the engine listens on.
+        port: port that it listens on.
+        shutdown_timeout_s: seconds that the engine gives to requests in flight when it is stopped.
+    """
+    values = {"host": host, "port": port, "shutdown_timeout": shutdown_timeout_s, **engine_args}
+    document = {
+        name.replace("_", "-"): _value(values[name])
+        for name in sorted(values)
+        if values[name] is not None and values[name] != []
+    }
+    return _HEADER + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _value(value: Any) -> Any:
+    """A value that survives vLLM's loader, which turns list items into text with str(): objects among them are JSON."""
+    if isinstance(value, (list, tuple)):
+        return [json.dumps(item, sort_keys=True) if isinstance(item, dict) else item for item in value]
+    return value
+
+
+def render_environment(values: Mapping[str, Any]) -> str:
+    """An ``EnvironmentFile`` of systemd.
+
+    Raises:
+        FleetError: a value of more than one line.
+    """
+    lines = []
+    for name in sorted(values):
+        text = str(values[name])
+        if "\n" in text:
+            raise FleetError(f"env.{name}", "must be one line")
+        escaped = "".join(f"\\{letter}" if letter in '\\"$`' else letter for letter in text)
+        lines.append(f'{name}="{escaped}"\n')
+    return _HEADER + "".join(lines)
+
+
+def engine_files(
+    instance: Mapping[str, Any],
+    *,
+    this_host: str,
+    engine_directory: str,
+    listen: str,
+    shutdown_timeout_s: int,
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The item of ``fleet_instances`` for an instance of the plan, on one of its hosts.
+
+    Args:
+        instance: an instance of plan.json.
+        this_host: the inventory name of the host.
+        engine_directory: environment of the engine, as in ``/opt/vllm/0.33.0``.
+        listen: address that engines listen on.
+        shutdown_timeout_s: seconds that an engine gives to requests in flight when it is stopped.
+        environment: variables of all engines of this host; the instance's own win.
+    """
+    gpus = [gpu for shard in instance["shards"] if shard["host"] == this_host for gpu in shard["gpus"]]
+    variables = {
+        **environment,
+        **instance.get("env", {}),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
+        "FLEET_ENGINE_DIRECTORY": engine_directory,
+    }
+    return {
+        "id": instance["id"],
+        "config_yaml": render_config(instance["engine_args"], listen, instance["port"], shutdown_timeout_s),
+        "environment": render_environment(variables),
+        "record": dict(instance),
+    }
