@@ -44,6 +44,12 @@ def fleet_addresses(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> dict[s
     return {host: hostvars[host].get("fleet_address") or hostvars[host].get("ansible_host") or host for host in hosts}
 
 
+def fleet_with_become_password(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> list[str]:
+    """The hosts for which Ansible was given a password for sudo."""
+    names = ("ansible_become_password", "ansible_become_pass", "ansible_sudo_pass")
+    return [host for host in hosts if any(name in hostvars[host] for name in names)]
+
+
 class FilterModule:
     """What Ansible loads."""
 
@@ -53,4 +59,5 @@ class FilterModule:
             "fleet_addresses": fleet_addresses,
             "fleet_extract": fleet_extract,
             "fleet_policies": fleet_policies,
+            "fleet_with_become_password": fleet_with_become_password,
         }

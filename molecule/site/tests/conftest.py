@@ -70,14 +70,14 @@ class Fleet:
         self.inventory = inventory
         self.nodes = {name: Node(name) for name in (*GPU_HOSTS, GATEWAY)}
         variables = self.ansible_variables()
-        self.gateway_url = f"http://{variables['ansible_host']}:{variables['gateway_port']}"
+        self.gateway_url = f"http://{variables['fleet_address']}:{variables['gateway_port']}"
         self.client_key = variables["fleet_client_keys"][0]["key"]
         self.engine_key = variables["fleet_engine_api_key"]
 
     def ansible_variables(self) -> dict:
         """The gateway's variables as ansible templates them."""
         command = ["ansible", GATEWAY, "-i", str(self.inventory / "hosts.yml"), "-m", "ansible.builtin.debug"]
-        names = ("ansible_host", "fleet_client_keys", "fleet_engine_api_key")
+        names = ("fleet_address", "fleet_client_keys", "fleet_engine_api_key")
         expression = "{{ {" + ", ".join(f"'{name}': {name}" for name in names)
         expression += ", 'gateway_port': gateway_port | default(8080)} | to_json }}"
         done = subprocess.run(
