@@ -1,0 +1,179 @@
+"""Why something is not in the plan, and the smallest change that would put it there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .plan_document import Refusal
+from .remedies import remedies
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .configurations import Misfit, ResolvedModel
+    from .hardware import GpuModel
+    from .host_document import HostDocument
+    from .placement import Decision, Shortage, Wish
+
+
+def unsupported(model: ResolvedModel) -> Refusal | None:
+    """Refuse what the roles cannot serve yet, so that nothing is planned that would not start."""
+    request = model.request
+    if request.engine == "triton":
+        return Refusal(request.name, "engine", "Triton engines are not served by this version.", "engine: vllm")
+    if request.lora is not None and request.lora.adapters:
+        return Refusal(
+            request.name,
+            "lora.adapters",
+            "Adapters are not brought to the hosts by this version.",
+            "lora without adapters, and engine_args.lora_modules for adapters that lie on the hosts",
+        )
+    if isinstance(request.speculative, dict) and "model" in request.speculative:
+        return Refusal(
+            request.name,
+            "speculative",
+            "The memory of a draft model is not planned by this version.",
+            "speculative: {method: ngram, num_speculative_tokens: 4, prompt_lookup_max: 4}",
+        )
+    return None
+
+
+def impossible(
+    model: ResolvedModel,
+    target: int,
+    eligible: Sequence[HostDocument],
+    hosts: Mapping[str, HostDocument],
+    kinds: Mapping[str, GpuModel],
+    most: Mapping[str, int],
+    misfits: Sequence[Misfit],
+    engine_version: str,
+) -> Refusal:
+    """Refuse a model of which no configuration fits on any host that it may use.
+
+    Args:
+        model: the model.
+        target: replicas that were wanted.
+        eligible: hosts that its placement allows.
+        hosts: all hosts.
+        kinds: the GPUs on the eligible hosts, by name.
+        most: the most usable GPUs of a kind on one eligible host.
+        misfits: every configuration that was tried.
+        engine_version: vLLM's version.
+    """
+    request = model.request
+    if not eligible:
+        return _no_host(model, hosts)
+    if not kinds:
+        names = ", ".join(host.name for host in eligible[:5])
+        return Refusal(
+            request.name,
+            "gpus",
+            f"No usable GPU on {names}: all are excluded, blocked or unknown to the hardware table.",
+            "lift fleet_exclude_gpus or repair a GPU of these hosts",
+        )
+    if not misfits:
+        forced = (request.forced_tensor_parallel or 1) * (request.forced_pipeline_parallel or 1)
+        largest = max(most.values())
+        explanation = f"The forced parallel sizes need {forced} GPUs on one host, the largest has {largest} usable."
+        if request.placement.allow_multi_node:
+            explanation += " Instances over several hosts are not planned by this version."
+        kind, gpu = next(iter(sorted(kinds.items())))
+        changes = remedies(model, gpu, most[kind], misfits, engine_version)
+        return Refusal(request.name, "parallel_size", explanation, _any_of(changes) or f"a host with {forced} GPUs")
+    # The misfit that came closest.
+    closest = min(misfits, key=lambda one: (one.constraint != "memory", one.missing_bytes, one.shape.gpus))
+    if any(one.constraint == "quantization" for one in misfits):
+        closest = next(one for one in misfits if one.constraint == "quantization")
+    gpu = kinds[closest.shape.kind]
+    gpus = "one GPU" if closest.shape.gpus == 1 else f"{closest.shape.gpus} GPUs"
+    explanation = f"{closest.explanation[0].upper()}{closest.explanation[1:]} ({gpus}, {closest.shape.kind})."
+    if request.placement.allow_multi_node:
+        explanation += " Instances over several hosts are not planned by this version."
+    changes = remedies(model, gpu, most[closest.shape.kind], misfits, engine_version)
+    fallback = f"{target} x a larger GPU, or a smaller model"
+    return Refusal(request.name, closest.constraint, explanation, _any_of(changes) or fallback)
+
+
+def short_of_room(
+    model: ResolvedModel,
+    wish: Wish,
+    target: int,
+    shortage: Shortage,
+    decision: Decision,
+    hosts: Mapping[str, HostDocument],
+    optimizing_helps: bool,
+) -> Refusal:
+    """Refuse replicas of a model that fits but found no free GPUs.
+
+    Args:
+        model: the model.
+        wish: what the decision was asked for.
+        target: replicas that were wanted, those on frozen hosts included.
+        shortage: what the decision found missing.
+        decision: where everything else stands.
+        hosts: all hosts.
+        optimizing_helps: whether moving what runs places more.
+    """
+    request = model.request
+    placed = target - shortage.missing
+    missing = f"{shortage.missing} of {target} replica{'s' if target > 1 else ''} found no place"
+    fewer = f"replicas.min: {placed}" if placed and placed >= len(request.placement.pins) else None
+    if shortage.pin is not None:
+        pin = wish.pins[shortage.pin]
+        gpus = f" GPUs {', '.join(pin.gpus)}" if pin.gpus else ""
+        if pin.host not in hosts:
+            why = f"{pin.host} was not reached or is gone"
+        elif pin.host not in wish.hosts:
+            why = f"{pin.host} was not reached, or placement does not allow it"
+        else:
+            sizes = ", ".join(str(size) for size in sorted({shape.gpus for shape in wish.shapes}))
+            why = f"they are not free, not usable, or not as many as the model needs ({sizes})"
+        return Refusal(
+            request.name,
+            "placement.pins",
+            f"{missing}: a pin asks for {pin.host}{gpus}, but {why}.",
+            "pin to other GPUs, or remove the pin",
+        )
+    if shortage.min_hosts:
+        return Refusal(
+            request.name,
+            "availability.hosts_lost",
+            f"{missing}: all replicas would stand on one host, and no other host has room.",
+            "availability.hosts_lost: 0, or free GPUs on another host",
+        )
+    needed = min(shape.gpus for shape in wish.shapes)
+    free = {name: len(decision.free.get(name, ())) for name in sorted(wish.hosts)}
+    best = max(free, key=lambda name: (free[name], name), default=None)
+    room = f"the most that are free is {free[best]}, on {best}" if best else "no host that it may use was reached"
+    kinds = ", ".join(sorted({shape.kind for shape in wish.shapes}))
+    explanation = f"{missing}: each needs {needed} free {kinds} on one host, {room}."
+    if shortage.left:
+        lost = ", ".join(f"{one.id} ({cause})" for one, cause in shortage.left)
+        explanation += f" No longer placed: {lost}."
+    more = f"{shortage.missing} x {needed} more {kinds}, each {needed} on one host"
+    changes = ["fleet_optimize=true"] if optimizing_helps else []
+    changes += [fewer] if fewer else []
+    return Refusal(request.name, "gpus", explanation, _any_of([*changes, more]))
+
+
+def _no_host(model: ResolvedModel, hosts: Mapping[str, HostDocument]) -> Refusal:
+    placement = model.request.placement
+    if not hosts:
+        return Refusal(model.request.name, "hosts", "There is no host to place it on.", "add a host to gpu_hosts")
+    parts = []
+    if placement.hosts is not None:
+        parts.append(f"placement.hosts allows {', '.join(placement.hosts)}")
+    if placement.labels:
+        parts.append(f"placement.labels asks for {', '.join(placement.labels)}")
+    labels = sorted({label for host in hosts.values() for label in host.policy.labels})
+    known = f"labels in use: {', '.join(labels)}" if labels else "no host carries a label"
+    return Refusal(
+        model.request.name,
+        "placement",
+        f"No host is allowed: {' and '.join(parts)}; {known}.",
+        "change placement, or fleet_labels of a host",
+    )
+
+
+def _any_of(changes: Sequence[str]) -> str:
+    return " or ".join(changes)
