@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,8 @@ PACKAGES = (
     "uidmap",
 )
 
-# crun refuses the hybrid cgroup layout of some kernels that runc accepts; the machine's own containers.conf stays as it is.
+# crun refuses the hybrid cgroup layout of some kernels, which runc accepts. The machine's own containers.conf stays as
+# it is: this one is passed by the environment.
 CONTAINERS_CONF = """\
 [engine]
 runtime = "runc"
@@ -43,7 +43,6 @@ events_logger = "file"
 
 [containers]
 default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
-shm_size = "1g"
 """
 
 
@@ -104,12 +103,6 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def wait_until(condition: str, ready: list[str], pending: list[str], deadline_s: float) -> None:
-    """Raises when `pending` is not empty after the deadline; helper of polling loops."""
-    if pending and time.monotonic() > deadline_s:
-        raise LabError(f"{', '.join(pending)}: not {condition} in time; ready: {', '.join(ready) or 'none'}")
 
 
 def require_machine() -> None:

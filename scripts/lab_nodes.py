@@ -14,23 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lab_engine
 from lab_host import CHECKOUT, LAB_SOURCES, STATE, LabError, cache_directory, podman, run, say
 from lab_sysfs import write_sysfs
-from lab_topology import GATEWAYS, GPU_HOSTS, NODES, Lab, nvml_description
+from lab_topology import GPU_HOSTS, NODES, Lab, nvml_description
 
 LABEL = "l40s-fleet"
 USER = "ops"
 READY_TIMEOUT_S = 60.0
 COMPILE = (
-    "gcc -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -fPIC -fvisibility=hidden -pthread"
-    " -shared -Wl,-soname,libnvidia-ml.so.1 -Wl,-z,defs"
-).split()
+    *("gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"),
+    *("-fPIC", "-fvisibility=hidden", "-pthread", "-shared", "-Wl,-soname,libnvidia-ml.so.1", "-Wl,-z,defs"),
+)
 NVML_LIBRARY = "libnvidia-ml-simulated.so"
-
-
-def engine_store() -> Path:
-    """Where the engines are installed once for all labs; nodes see it read-only at /opt/vllm."""
-    return cache_directory() / "engines" / "vllm"
 
 
 @dataclass(frozen=True)
@@ -172,7 +168,7 @@ class LabNodes:
             (directory / "gpus.conf").write_text(nvml_description(node, cpu_count))
             compile_nvml(directory / NVML_LIBRARY)
         self._package_cache(node).mkdir(parents=True, exist_ok=True)
-        engine_store().mkdir(parents=True, exist_ok=True)
+        lab_engine.store().mkdir(parents=True, exist_ok=True)
 
     def _package_cache(self, node: str) -> Path:
         """Downloaded packages of one node: apt locks the directory, so nodes do not share it."""
@@ -188,12 +184,13 @@ class LabNodes:
             f"--ip={self.lab.address(node)}",
             *(f"--add-host={other}:{self.lab.address(other)}" for other in NODES if other != node),
             "--systemd=always",
+            "--shm-size=1g",
             "--privileged",
             f"--volume={self.directory / 'nodes' / node}:/etc/l40s-lab",
             f"--volume={self._package_cache(node)}:/var/cache/apt/archives",
         ]
         if node in GPU_HOSTS:
-            arguments.append(f"--volume={engine_store()}:/opt/vllm:ro")
+            arguments.append(f"--volume={lab_engine.store()}:{lab_engine.PREFIX}:ro")
         return arguments
 
     def _install_nvml(self, node: str) -> None:
@@ -213,7 +210,8 @@ class LabNodes:
             command = ["systemctl", "is-system-running"]
             state = podman("exec", self.lab.container(node), *command, check=False).stdout.strip()
             if state == "degraded":
-                failed = podman("exec", self.lab.container(node), "systemctl", "--failed", "--plain", "--no-legend").stdout
+                listing = ["systemctl", "--failed", "--plain", "--no-legend"]
+                failed = podman("exec", self.lab.container(node), *listing).stdout
                 raise LabError(f"{node}: systemd is degraded: {' '.join(failed.split())}")
             if state == "running" and answers(self.lab.address(node)):
                 return
@@ -222,7 +220,7 @@ class LabNodes:
 
 
 def control_sockets(lab: Lab) -> Path:
-    """Where ssh keeps the sockets of shared connections: paths of sockets must be short, those of checkouts may be long."""
+    """Where ssh keeps the sockets of shared connections: their paths must be short, and a checkout's may be long."""
     return Path("/run/l40s-lab") / lab.name
 
 
@@ -240,8 +238,3 @@ def compile_nvml(target: Path) -> None:
     """Compiles the simulated NVML."""
     sources = sorted((LAB_SOURCES / "simulated_nvml").glob("*.c"))
     run([*COMPILE, "-o", target, *sources])
-
-
-def groups() -> dict[str, tuple[str, ...]]:
-    """The inventory's groups, as the lab builds them."""
-    return {"gpu_hosts": GPU_HOSTS, "gateways": GATEWAYS}
