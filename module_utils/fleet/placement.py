@@ -71,7 +71,7 @@ class Wish:
         shapes: those that fit, the preferred first. Larger ones of the same kind come after smaller ones.
         hosts: names of the hosts that may be used.
         pins: places for the first replicas.
-        spread: different hosts before more free room.
+        spread: different hosts; otherwise one host is filled after another.
         min_hosts: replicas stand on at least so many hosts.
         elsewhere: hosts of replicas that cannot be touched, one entry a replica.
     """
@@ -355,7 +355,7 @@ class _Finder:
         for host in [*wish.elsewhere, *(one.host for one in board.of_model(wish.model))]:
             self._replicas[host] = self._replicas.get(host, 0) + 1
         self._kinds = {shape.kind: shape.gpus for shape in reversed(wish.shapes)}
-        self._heap: list[tuple[int, int, int, str]] = []
+        self._heap: list[tuple[int, int, float, str]] = []
         self._sort_hosts()
 
     def took(self, host: str, *, evicted: bool) -> None:
@@ -464,12 +464,13 @@ class _Finder:
                 result.append(gpu)
         return result
 
-    def _key(self, host: str) -> tuple[int, int, int, str]:
-        """Sort key of a host: those without room last, then few replicas of this model, then much room."""
+    def _key(self, host: str) -> tuple[int, int, float, str]:
+        """Sort key of a host: those without room last, then few replicas of this model, then a large share free."""
         replicas = self._replicas.get(host, 0)
         free = self._board.free_count(host)
         full = int(free < min(self._kinds.values(), default=1))
-        return (full, replicas, -free, host) if self.wish.spread else (full, -replicas, free, host)
+        share = free / max(1, len(self._board.rooms[host].gpus))
+        return (full, replicas, -share, host) if self.wish.spread else (full, -replicas, share, host)
 
 
 def choose_gpus(host: HostRoom, available: Sequence[GpuRoom], shape: Shape) -> tuple[str, ...] | None:

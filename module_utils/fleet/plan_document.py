@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -143,8 +143,8 @@ class Plan:
     summary: Summary = field(default_factory=lambda: Summary(0, 0, 0.0, {}))
 
     def same_decision(self, other: Plan) -> bool:
-        """Whether both plans run the same instances; the moves that led there do not count."""
-        return replace(self, moves=()) == replace(other, moves=())
+        """Whether both plans run and refuse the same; how they were reached does not count."""
+        return self.instances == other.instances and self.refused == other.refused
 
 
 def instance_document(instance: Instance) -> dict[str, Any]:

@@ -85,3 +85,16 @@ def _kv(dtype: object) -> str:
 
 def _gpus(uuids: Sequence[str], gpu_indices: Mapping[str, int]) -> str:
     return ",".join(str(gpu_indices.get(uuid, uuid)) for uuid in uuids)
+
+
+def plan_lines(plan: Plan) -> str:
+    """Every instance with all its arguments, one a line, for a diff."""
+    lines = []
+    for one in sorted(plan.instances, key=lambda one: id_order(one.id)):
+        lines.append(f"{one.id}:")
+        lines += [f"  {shard.host}: {', '.join(shard.gpus)}" for shard in one.shards]
+        lines.append(f"  port: {one.port}")
+        lines += [f"  {name}: {value}" for name, value in sorted(one.engine_args.items())]
+        lines += [f"  {name}={value}" for name, value in sorted(one.env.items())]
+    lines += [f"refused {one.model}: {one.explanation}" for one in plan.refused]
+    return "".join(f"{line}\n" for line in lines)

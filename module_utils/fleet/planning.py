@@ -52,7 +52,10 @@ def make_plan(
     Raises:
         FleetError: a host variable excludes a GPU that does not exist, or an engine argument has a wrong value.
     """
-    return _Planner(hosts, models, current, frozenset(frozen), engine_version, port_base).plan(optimize=optimize)
+    planner = _Planner(
+        hosts, models, current, frozen=frozenset(frozen), engine_version=engine_version, port_base=port_base
+    )
+    return planner.plan(optimize=optimize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class _Planner:
         hosts: Sequence[HostDocument],
         models: Sequence[ResolvedModel],
         current: Sequence[Instance],
+        *,
         frozen: frozenset[str],
         engine_version: str,
         port_base: int,
@@ -116,7 +120,15 @@ class _Planner:
         for shortage in decision.shortages:
             one = prepared[shortage.model]
             self._refused.append(
-                short_of_room(one.model, one.wish, one.target, shortage, decision, self._hosts, improvement is not None)
+                short_of_room(
+                    one.model,
+                    one.wish,
+                    shortage,
+                    target=one.target,
+                    decision=decision,
+                    hosts=self._hosts,
+                    optimizing_helps=improvement is not None,
+                )
             )
         return self._document(instances, decision, prepared, improvement)
 
@@ -167,25 +179,19 @@ class _Planner:
         reason = _why_ineligible(model.request, self._hosts[host])
         if reason is not None:
             return "constraint", reason
-        if len(set(one.hosts)) > 1 or kinds != 1 or shape.gpus != len(one.gpus):
-            return "configuration", "its GPUs do not match its parallel sizes"
-        for forced, size, name in (
-            (model.request.forced_tensor_parallel, shape.tensor_parallel, "tensor_parallel"),
-            (model.request.forced_pipeline_parallel, shape.pipeline_parallel, "pipeline_parallel"),
-        ):
-            if forced is not None and forced != size:
-                return "configuration", f"{name}: {forced} is asked for, it had {size}"
         gpu = self._gpus[one.gpus[0]].model
-        if gpu is None:
-            return "configuration", "the hardware table does not know its GPU"
-        found = self._configurations.of_shape(model, gpu, shape)
-        if isinstance(found, Misfit):
-            return "configuration", f"it no longer fits: {found.explanation}"
-        pairs = self._rooms[host].failed_pairs
+        if gpu is None or len(set(one.hosts)) > 1 or kinds != 1 or shape.gpus != len(one.gpus):
+            return "configuration", "its GPUs do not match its parallel sizes"
+        problem = _forced_otherwise(model.request, shape)
+        if problem is None:
+            found = self._configurations.of_shape(model, gpu, shape)
+            problem = f"it no longer fits: {found.explanation}" if isinstance(found, Misfit) else None
+        if problem is not None:
+            return "configuration", problem
         uuids = [uuid for _, uuid in one.gpus]
         for start in range(0, len(uuids), shape.tensor_parallel):
             group = frozenset(uuids[start : start + shape.tensor_parallel])
-            if any(pair <= group for pair in pairs):
+            if any(pair <= group for pair in self._rooms[host].failed_pairs):
                 return "unhealthy", "the peer-to-peer test between its GPUs failed"
         return None, ""
 
@@ -232,7 +238,15 @@ class _Planner:
             # What runs on hosts that were not reached goes on, whatever the model has become since.
             if len(frozen_hosts) < target:
                 self._refused.append(
-                    impossible(model, target, eligible, self._hosts, kinds, most, misfits, self._engine_version)
+                    impossible(
+                        model,
+                        eligible=eligible,
+                        hosts=self._hosts,
+                        kinds=kinds,
+                        most=most,
+                        misfits=misfits,
+                        engine_version=self._engine_version,
+                    )
                 )
             return None
         pins, positions = self._pins(request, frozen_hosts)
@@ -332,7 +346,7 @@ class _Planner:
         if placed.stays:
             before = self._current[identity].reasons
             return before[0] if before else f"Stays on {where}, where it runs."
-        choice = "the host with the fewest replicas of the model, then the most free GPUs"
+        choice = "the host with the fewest replicas of the model, then the largest share of free GPUs"
         if not prepared.wish.spread:
             choice = "the fullest host that has room, because spread_over_hosts is false"
         if placed.pin is not None:
@@ -441,6 +455,16 @@ def _why_ineligible(request: ModelRequest, host: HostDocument) -> str | None:
         return f"placement.hosts does not name {host.name}"
     missing = [label for label in placement.labels if label not in host.policy.labels]
     return f"{host.name} does not carry the label {missing[0]}" if missing else None
+
+
+def _forced_otherwise(request: ModelRequest, shape: Shape) -> str | None:
+    for forced, size, name in (
+        (request.forced_tensor_parallel, shape.tensor_parallel, "tensor_parallel"),
+        (request.forced_pipeline_parallel, shape.pipeline_parallel, "pipeline_parallel"),
+    ):
+        if forced is not None and forced != size:
+            return f"{name}: {forced} is asked for, it had {size}"
+    return None
 
 
 def _free_id(model: str, taken: set[str]) -> str:

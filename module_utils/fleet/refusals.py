@@ -40,7 +40,7 @@ def unsupported(model: ResolvedModel) -> Refusal | None:
 
 def impossible(
     model: ResolvedModel,
-    target: int,
+    *,
     eligible: Sequence[HostDocument],
     hosts: Mapping[str, HostDocument],
     kinds: Mapping[str, GpuModel],
@@ -52,7 +52,6 @@ def impossible(
 
     Args:
         model: the model.
-        target: replicas that were wanted.
         eligible: hosts that its placement allows.
         hosts: all hosts.
         kinds: the GPUs on the eligible hosts, by name.
@@ -90,15 +89,15 @@ def impossible(
     if request.placement.allow_multi_node:
         explanation += " Instances over several hosts are not planned by this version."
     changes = remedies(model, gpu, most[closest.shape.kind], misfits, engine_version)
-    fallback = f"{target} x a larger GPU, or a smaller model"
-    return Refusal(request.name, closest.constraint, explanation, _any_of(changes) or fallback)
+    return Refusal(request.name, closest.constraint, explanation, _any_of(changes) or "a smaller model")
 
 
 def short_of_room(
     model: ResolvedModel,
     wish: Wish,
-    target: int,
     shortage: Shortage,
+    *,
+    target: int,
     decision: Decision,
     hosts: Mapping[str, HostDocument],
     optimizing_helps: bool,
@@ -108,8 +107,8 @@ def short_of_room(
     Args:
         model: the model.
         wish: what the decision was asked for.
-        target: replicas that were wanted, those on frozen hosts included.
         shortage: what the decision found missing.
+        target: replicas that were wanted, those on frozen hosts included.
         decision: where everything else stands.
         hosts: all hosts.
         optimizing_helps: whether moving what runs places more.

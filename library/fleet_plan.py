@@ -1,0 +1,257 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: Apache-2.0
+"""The plan stage: where every model runs."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: fleet_plan
+short_description: Places all models on all GPU hosts, and says why
+description:
+  - Makes the plan of the whole inventory from what the probe found, the models file and what was applied before.
+  - Runs on the controller, with the Python of the repository's virtual environment.
+  - What runs and still satisfies its constraints stays where it is. Hosts of the inventory that are not in O(hosts) are
+    frozen, what runs there is taken from the applied plan.
+version_added: "0.1.0"
+options:
+  models_file:
+    description: The models file. Relative paths in it are relative to it.
+    type: path
+    required: true
+  inventory_hosts:
+    description: Every GPU host of the inventory, reached or not.
+    type: list
+    elements: str
+    required: true
+  policies:
+    description: The C(fleet_*) variables of each host, by host name. Unknown ones are errors.
+    type: dict
+    default: {}
+  hosts:
+    description: Host documents of the hosts that were probed in this run, by host name.
+    type: dict
+    default: {}
+  attempted_hosts:
+    description: Hosts that this run tried to reach, so that frozen hosts are told apart. Left out when not known.
+    type: list
+    elements: str
+  applied:
+    description: The applied documents that the hosts keep. Empty ones do not matter; the highest revision counts.
+    type: list
+    elements: raw
+    default: []
+  accelerator:
+    description: What the engines run on. The plan is the same for both, so that the lab plans what production would.
+    type: str
+    choices: [cuda, cpu]
+    default: cuda
+  engine_version:
+    description: The version of vLLM, for the memory model.
+    type: str
+    required: true
+  engine_port_base:
+    description: The first port that an engine may listen on.
+    type: int
+    default: 8100
+  allow_partial:
+    description: Accept a plan that refuses some of the models. Otherwise refusals are a failure.
+    type: bool
+    default: false
+  optimize:
+    description: Move what runs if that places more models, or the same on fewer GPUs.
+    type: bool
+    default: false
+  output:
+    description: Where the plan is written. Its directory is made. Left out, nothing is written.
+    type: path
+  validate_only:
+    description: Check models, checkpoints and host variables only, before any host was probed.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    description: Makes the plan and does not write it.
+    support: full
+  diff_mode:
+    description: Shows the instances of the plan before and after.
+    support: full
+requirements: [pydantic, PyYAML]
+author: l40s-fleet (@l40s-fleet)
+"""
+
+EXAMPLES = r"""
+- name: Compute the placement
+  fleet_plan:
+    models_file: "{{ fleet_models_file }}"
+    inventory_hosts: "{{ groups['gpu_hosts'] }}"
+    policies: "{{ groups['gpu_hosts'] | fleet_policies(hostvars) }}"
+    hosts: "{{ ansible_play_hosts | fleet_extract(hostvars, 'probe_result', 'host') }}"
+    engine_version: "{{ vllm_version }}"
+    output: "{{ fleet_plan_file }}"
+  delegate_to: localhost
+  run_once: true
+"""
+
+RETURN = r"""
+plan:
+  description: The plan (PLAN.json).
+  returned: when O(validate_only=false)
+  type: dict
+moves:
+  description: What this run moves, one line each.
+  returned: when O(validate_only=false)
+  type: list
+  elements: str
+applied_document:
+  description: What every host keeps once the plan is applied. A plan that is applied already keeps its revision.
+  returned: when O(validate_only=false)
+  type: dict
+frozen:
+  description: Hosts that were not reached, each with C(host) and C(reason).
+  returned: when O(validate_only=false)
+  type: list
+  elements: dict
+checkpoints:
+  description: The checkpoints that each host needs, by host name.
+  returned: when O(validate_only=false)
+  type: dict
+per_host:
+  description: The instance records of each host, by host name.
+  returned: when O(validate_only=false)
+  type: dict
+known_models:
+  description: Names of all models that are wanted or still run somewhere.
+  returned: when O(validate_only=false)
+  type: list
+  elements: str
+notices:
+  description: Lines for the operator, such as hosts that were left out.
+  returned: when O(validate_only=false)
+  type: list
+  elements: str
+table:
+  description: The plan for the terminal.
+  returned: when O(validate_only=false)
+  type: str
+"""
+
+import traceback
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+IMPORT_ERROR = None
+try:
+    from ansible.module_utils.fleet.errors import FleetError
+    from ansible.module_utils.fleet.plan_document import Plan, canonical_json, plan_from_json, plan_to_document
+    from ansible.module_utils.fleet.plan_stage import StageInput, run_stage, validate
+    from ansible.module_utils.fleet.plan_table import plan_lines
+except ImportError:
+    IMPORT_ERROR = traceback.format_exc()
+
+
+def before_plan(path):
+    """The plan that was written before; an empty one when there is none that can be read."""
+    try:
+        return plan_from_json(path.read_text(encoding="utf-8"), where=str(path))
+    except (OSError, UnicodeDecodeError, FleetError):
+        return Plan()
+
+
+def refusal_message(plan, models_file):
+    """Every refusal in a line, with the nearest change."""
+    lines = [
+        f"{models_file}: {one.model}: {one.constraint}: {one.explanation} Nearest change: {one.nearest_change}."
+        for one in plan.refused
+    ]
+    return "\n".join(lines)
+
+
+def write(module, output, text):
+    """Write the plan if it is another one. Returns whether it is."""
+    path = Path(output)
+    changed = not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text
+    if changed and not module.check_mode:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    return changed
+
+
+def run(module):
+    """Make the plan, write it, and return the module's result."""
+    params = module.params
+    stage = StageInput(
+        models_file=params["models_file"],
+        policies=params["policies"],
+        inventory_hosts=params["inventory_hosts"],
+        hosts=params["hosts"],
+        attempted=params["attempted_hosts"],
+        applied=params["applied"],
+        engine_version=params["engine_version"],
+        engine_port_base=params["engine_port_base"],
+        optimize=params["optimize"],
+    )
+    if params["validate_only"]:
+        validate(stage)
+        return {"changed": False}
+    result = run_stage(stage)
+    if result.plan.refused and not params["allow_partial"]:
+        raise FleetError("plan", "some models cannot be placed\n" + refusal_message(result.plan, params["models_file"]))
+    answer = {
+        "changed": False,
+        "plan": plan_to_document(result.plan),
+        "moves": list(result.moves),
+        "applied_document": result.applied_document,
+        "frozen": [{"host": host, "reason": reason} for host, reason in result.frozen.items()],
+        "checkpoints": result.checkpoints,
+        "per_host": result.per_host,
+        "known_models": list(result.known_models),
+        "notices": list(result.notices),
+        "table": result.table,
+    }
+    if params["output"]:
+        answer["diff"] = {
+            "before_header": params["output"],
+            "after_header": params["output"],
+            "before": plan_lines(before_plan(Path(params["output"]))),
+            "after": plan_lines(result.plan),
+        }
+        answer["changed"] = write(module, params["output"], canonical_json(answer["plan"]))
+    return answer
+
+
+def main():
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "models_file": {"type": "path", "required": True},
+            "inventory_hosts": {"type": "list", "elements": "str", "required": True},
+            "policies": {"type": "dict", "default": {}},
+            "hosts": {"type": "dict", "default": {}},
+            "attempted_hosts": {"type": "list", "elements": "str"},
+            "applied": {"type": "list", "elements": "raw", "default": []},
+            "accelerator": {"type": "str", "choices": ["cuda", "cpu"], "default": "cuda"},
+            "engine_version": {"type": "str", "required": True},
+            "engine_port_base": {"type": "int", "default": 8100},
+            "allow_partial": {"type": "bool", "default": False},
+            "optimize": {"type": "bool", "default": False},
+            "output": {"type": "path"},
+            "validate_only": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    if IMPORT_ERROR is not None:
+        module.fail_json(msg=missing_required_lib("pydantic and PyYAML"), exception=IMPORT_ERROR)
+    try:
+        module.exit_json(**run(module))
+    except FleetError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename}: {error.strerror}")
+
+
+if __name__ == "__main__":
+    main()
