@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from ansible.errors import AnsibleFilterError
@@ -19,9 +20,9 @@ description: Turn an instance of the plan into an item of M(fleet_instances), wh
 
 
 def serving_engine_files(instance: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """See ``fleet.engine_files.engine_files``."""
+    """See ``fleet.engine_files.engine_files``. Ansible's values carry tags, which the YAML writer does not know."""
     try:
-        return engine_files(instance, **options)
+        return engine_files(json.loads(json.dumps(instance)), **json.loads(json.dumps(options)))
     except FleetError as error:
         raise AnsibleFilterError(str(error)) from error
 
