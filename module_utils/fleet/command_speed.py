@@ -1,0 +1,141 @@
+"""Prefill time and time per output token by batch, and what bounds them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .checkpoint import load_model_facts
+from .engine_options import DEFAULT_ENGINE_VERSION, SpeculativeOptions, options_from_engine_args
+from .errors import FleetError
+from .hardware import gpu_by_name
+from .memory import estimate_memory
+from .speculation import SpeculativeSpeed
+from .speed import SpeedModel
+
+if TYPE_CHECKING:
+    import argparse
+
+    from .engine_options import EngineOptions
+    from .hardware import GpuModel
+    from .model_facts import ModelFacts
+
+_OPTIONS = {
+    "dtype": "dtype",
+    "quantization": "quantization",
+    "kv_cache_dtype": "kv_cache_dtype",
+    "max_model_len": "max_model_len",
+    "max_num_seqs": "max_num_seqs",
+    "max_num_batched_tokens": "max_num_batched_tokens",
+    "tensor_parallel": "tensor_parallel_size",
+    "pipeline_parallel": "pipeline_parallel_size",
+    "enforce_eager": "enforce_eager",
+    "utilization": "gpu_memory_utilization",
+    "engine_version": "engine_version",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--config", required=True, metavar="PATH", help="checkpoint directory or config.json")
+    parser.add_argument("--gpu", required=True, help="L40S, H100 or H200")
+    parser.add_argument("--prompt-tokens", type=int, required=True, help="tokens of each prompt")
+    parser.add_argument("--output-tokens", type=int, default=64, help="output tokens that tpot_ms is the mean over")
+    parser.add_argument("--batch", default="1,4,16,64", help="batch sizes, separated by commas")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization")
+    parser.add_argument("--kv-cache-dtype", default="auto")
+    parser.add_argument("--max-model-len", type=int)
+    parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
+    parser.add_argument("--tensor-parallel", type=int, default=1)
+    parser.add_argument("--pipeline-parallel", type=int, default=1)
+    parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--utilization", type=float)
+    parser.add_argument("--engine-version", default=DEFAULT_ENGINE_VERSION)
+    parser.add_argument("--draft", metavar="PATH", help="configuration of a draft model, for speculative decoding")
+    parser.add_argument("--speculative-tokens", type=int, default=0, help="draft tokens a step; without --draft: n-gram")
+    parser.add_argument("--acceptance-rate", type=float, help="of one draft token, between 0 and 1")
+    parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one row for each batch."""
+    prompt_tokens = _at_least_one(args.prompt_tokens, "--prompt-tokens")
+    output_tokens = _at_least_one(args.output_tokens, "--output-tokens")
+    batches = _batches(args.batch)
+    model = load_model_facts(args.config)
+    gpu = gpu_by_name(args.gpu, where="--gpu")
+    options = options_from_engine_args(
+        {name: getattr(args, argument) for argument, name in _OPTIONS.items()}, where="arguments"
+    )
+    speed = SpeedModel(model, gpu, options)
+    kv_cache_tokens = estimate_memory(model, gpu, options).kv_cache_tokens
+    rows = []
+    for batch in batches:
+        document = speed.row(batch, prompt_tokens, output_tokens).to_document()
+        document["kv_cache_holds_it"] = batch * (prompt_tokens + output_tokens) <= kv_cache_tokens
+        rows.append(document)
+    answer: dict[str, object] = {"gpu": gpu.name, "links": speed.links.source, "rows": rows}
+    if args.draft is not None or args.speculative_tokens:
+        answer["speculative"] = _speculative(args, model, gpu, options, batches, prompt_tokens + output_tokens / 2)
+    if args.json:
+        json.dump(answer, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        _print_table(rows)
+    return 0
+
+
+def _speculative(
+    args: argparse.Namespace,
+    model: ModelFacts,
+    gpu: GpuModel,
+    options: EngineOptions,
+    batches: list[int],
+    context_tokens: float,
+) -> dict[str, object]:
+    draft = None if args.draft is None else load_model_facts(args.draft)
+    speculative = SpeculativeOptions(
+        method="ngram" if draft is None else "draft_model",
+        num_speculative_tokens=_at_least_one(args.speculative_tokens, "--speculative-tokens"),
+        draft=draft,
+    )
+    speed = SpeculativeSpeed(
+        model, gpu, replace(options, speculative=speculative), acceptance_rate=args.acceptance_rate
+    )
+    effects = [speed.effect(batch, context_tokens) for batch in batches]
+    return {
+        "method": speculative.method,
+        "num_speculative_tokens": speculative.num_speculative_tokens,
+        "tokens_per_step": round(speed.tokens_per_step, 4),
+        "pays_until_batch": speed.pays_until_batch(context_tokens, max_batch=options.max_num_seqs),
+        "rows": [
+            {"batch": e.batch, "tpot_ms": round(e.tpot_s * 1e3, 4), "speedup": round(e.speedup, 4)} for e in effects
+        ],
+    }
+
+
+def _at_least_one(value: int, where: str) -> int:
+    if value < 1:
+        raise FleetError(where, f"must be 1 or more, got {value}")
+    return value
+
+
+def _batches(text: str) -> list[int]:
+    try:
+        batches = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise FleetError("--batch", f"must be whole numbers separated by commas, got {text!r}") from None
+    return [_at_least_one(batch, "--batch") for batch in batches]
+
+
+def _print_table(rows: list[dict[str, object]]) -> None:
+    sys.stdout.write(f"{'batch':>6} {'prefill s':>10} {'tpot ms':>9} {'tokens/s':>10}  bound by\n")
+    for row in rows:
+        sys.stdout.write(
+            f"{row['batch']:>6} {row['prefill_s']:>10.4f} {row['tpot_ms']:>9.2f} "
+            f"{row['decode_tokens_per_s']:>10.0f}  {row['bound']}\n"
+        )
