@@ -1,0 +1,65 @@
+"""Filters over the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+DOCUMENTATION = r"""
+name: fleet
+short_description: Reshape the plan for roles
+description: Pure functions from the plan to what a role's template prints.
+"""
+
+
+def fleet_routes(plan: Mapping[str, Any], addresses: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Where each model is served, for the gateway.
+
+    Args:
+        plan: PLAN.json.
+        addresses: address of each host as the gateway reaches it; a host that is not in it goes by its name.
+
+    Returns:
+        One entry a model, by name: ``model``, ``aliases``, ``task`` and ``servers`` (``id``, ``host``, ``address``,
+        ``port``). A model that is wanted but has no instance has no servers. An alias is listed when every instance of
+        the model answers to it; where two models claim one, the wanted one has it.
+    """
+    wanted = plan["summary"]["carried"]
+    by_model: dict[str, list[Mapping[str, Any]]] = {name: [] for name in wanted}
+    for instance in plan["instances"]:
+        by_model.setdefault(instance["model"], []).append(instance)
+    taken = set(by_model)
+    routes = []
+    for model in sorted(by_model, key=lambda name: (name not in wanted, name)):
+        instances = sorted(by_model[model], key=lambda instance: instance["id"])
+        known = [set(instance.get("aliases") or ()) for instance in instances]
+        aliases = sorted(set.intersection(*known) - taken) if known else []
+        taken.update(aliases)
+        routes.append(
+            {
+                "model": model,
+                "aliases": aliases,
+                "task": instances[0].get("task", "generate") if instances else "generate",
+                "servers": [_server(instance, addresses) for instance in instances],
+            }
+        )
+    return sorted(routes, key=lambda route: route["model"])
+
+
+def _server(instance: Mapping[str, Any], addresses: Mapping[str, str]) -> dict[str, Any]:
+    # Rank 0 listens; the other ranks are headless.
+    host = min(instance["shards"], key=lambda shard: shard["rank"])["host"]
+    return {
+        "id": instance["id"],
+        "host": host,
+        "address": addresses.get(host, host),
+        "port": instance["port"],
+    }
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self) -> dict[str, Any]:
+        """Filters by name."""
+        return {"fleet_routes": fleet_routes}
