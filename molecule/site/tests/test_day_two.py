@@ -13,7 +13,7 @@ import time
 
 import pytest
 import yaml
-from conftest import GPU_HOSTS, Fleet, RequestLoop
+from fleet_lab import GPU_HOSTS, Fleet, RequestLoop
 
 
 def settled(fleet: Fleet, seconds: float = 120) -> dict[str, dict]:

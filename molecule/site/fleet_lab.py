@@ -7,17 +7,15 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
 
-import pytest
 import yaml
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAB = os.environ.get("L40S_LAB", "test")
 LAB_DIR = ROOT / "build" / "lab" / LAB
 GPU_HOSTS = ("l40s-01", "l40s-02", "l40s-03")
@@ -143,8 +141,12 @@ class Fleet:
     def pids(self) -> dict[str, tuple[str, int]]:
         return {identifier: instance["pid"] for identifier, instance in self.instances().items()}
 
+    @property
+    def plan_path(self) -> pathlib.Path:
+        return LAB_DIR / "state" / "plan.json"
+
     def plan(self) -> dict:
-        return json.loads((LAB_DIR / "state" / "plan.json").read_text())
+        return json.loads(self.plan_path.read_text())
 
     def models(self) -> list[dict]:
         return yaml.safe_load((self.inventory / "models.yml").read_text())["models"]
@@ -202,25 +204,3 @@ class RequestLoop:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=90)
-
-
-@pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    inventory = tmp_path_factory.mktemp("fleet") / "inventory"
-    shutil.copytree(ROOT / "inventory" / "lab", inventory, ignore=shutil.ignore_patterns("state"))
-    return Fleet(inventory)
-
-
-@pytest.fixture
-def lab(fleet: Fleet) -> Fleet:
-    """The fleet with the lab's own inventory, whatever an earlier test left in the copy."""
-    original = ROOT / "inventory" / "lab"
-    shutil.rmtree(fleet.inventory)
-    shutil.copytree(original, fleet.inventory, ignore=shutil.ignore_patterns("state"))
-    models = yaml.safe_load((original / "models.yml").read_text())["models"]
-    for model in models:
-        kind, _, path = model["source"].partition(":")
-        if kind == "file" and not path.startswith("/"):
-            model["source"] = f"file:{(original / path).resolve()}"
-    fleet.write_models(models)
-    return fleet
