@@ -10,9 +10,9 @@ short_description: Put the gateway's configuration in place, checked as a whole
 description:
   - Writes a set of files that refer to each other. The whole set is checked in a directory of its own first; a set that
     the check refuses changes nothing.
-  - The text C(@REVISION@) in a file is replaced by a digest of the set. With O(revision_url) the module asks the running
-    service for the digest it has loaded, and is changed as well when that is another one, so that a reload which an
-    interrupted run did not come to is made up for.
+  - The text C(@REVISION@) in a file is replaced by a digest of the set. With O(revision_url) the module asks the
+    running service for the digest it has loaded, and is changed as well when that is another one, so that a reload
+    which an interrupted run did not come to is made up for.
 author:
   - l40s-fleet
 options:

@@ -1,8 +1,8 @@
 """A set of configuration files that is checked as a whole before any of it is put in place.
 
-Files of one service refer to each other, so a file alone cannot be judged. The set is written to a directory of its own,
-the service's own check is run there, and only then is each file replaced. The digest of the set, its revision, stands in
-the files themselves: a service that shows it can be asked which set it has loaded.
+Files of one service refer to each other, so a file alone cannot be judged. The set is written to a directory of its
+own, the service's own check is run there, and only then is each file replaced. The digest of the set, its revision,
+stands in the files themselves: a service that shows it can be asked which set it has loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .errors import FleetError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-REVISION_TOKEN = "@REVISION@"
+REVISION_PLACEHOLDER = "@REVISION@"
 """Stands for the revision in the text of a file."""
 
 CHECK_TIMEOUT_S = 60
@@ -65,7 +65,7 @@ def config_set(directory: Path, files: Mapping[str, object], mode: int, group_id
             encoded = part.encode()
             digest.update(len(encoded).to_bytes(8, "big") + encoded)
     revision = digest.hexdigest()[:_REVISION_DIGITS]
-    filled = {name: text.replace(REVISION_TOKEN, revision) for name, text in texts.items()}
+    filled = {name: text.replace(REVISION_PLACEHOLDER, revision) for name, text in texts.items()}
     return ConfigSet(directory, filled, mode, group_id, revision)
 
 
@@ -106,7 +106,12 @@ def check(config: ConfigSet, command: Sequence[str]) -> None:
         arguments = [argument.replace("{directory}", copy) for argument in command]
         try:
             result = subprocess.run(
-                arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False
+                arguments,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=CHECK_TIMEOUT_S,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise FleetError(str(config.directory), f"could not be checked: {error}") from error

@@ -1,0 +1,141 @@
+"""What runs on this host: files, units and processes of its instances, and what their engines say. Changes nothing."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .instances import CONFIG, ENVIRONMENT, RECORD, listen_address
+from .openai_client import Answer, Server, model_names, work
+from .verification import Planned, Row, Seen, gpus_by_instance, judge, planned_instance, sharing, unplanned
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .instance_host import InstanceHost
+    from .instances import Desired, Observed
+
+_CACHE_CONFIG = re.compile(r"^vllm:cache_config_info\{(.*)\} ", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_USER_ID = re.compile(r"^Uid:\s+(\d+)", re.MULTILINE)
+_HEALTH_TIMEOUT_S = 10.0
+
+
+def observe_host(
+    host: InstanceHost,
+    desired: Sequence[Desired],
+    records: Mapping[str, Mapping[str, Any]],
+    document: Mapping[str, Any],
+    *,
+    inventory_name: str,
+    engine_key: str,
+    timeout_s: float,
+) -> list[Row]:
+    """Judge every instance that is planned for this host or found on it.
+
+    Args:
+        host: the instances' files and units.
+        desired: the planned instances, as they are to lie on disk.
+        records: the planned instances, as plan.json has them, by id.
+        document: a fresh host document of the probe.
+        inventory_name: of this host.
+        engine_key: what the engines ask for.
+        timeout_s: how long a request to an engine may take.
+    """
+    observed = host.observe()
+    used = gpus_by_instance(document["gpus"])
+    known_gpus = not document.get("provisional", False)
+    processes = {one["id"]: one.get("main_pid") for one in document["instances"]}
+    rows = []
+    for one in desired:
+        planned = planned_instance(records[one.id], inventory_name)
+        found = observed.pop(one.id, None)
+        if found is None:
+            rows.append(judge(planned, Seen()))
+            continue
+        seen: dict[str, Any] = _on_disk(host, one, found, processes.get(one.id))
+        if planned.leads and found.unit.running:
+            address = listen_address(found.files.get(CONFIG, "")) or ("127.0.0.1", planned.port)
+            seen |= _asked(planned, address, engine_key, timeout_s)
+        seen["gpus"] = used.get(one.id, ()) if known_gpus else None
+        seen["shares"] = sharing(one.id, used)
+        rows.append(judge(planned, Seen(**seen)))
+    models = {str(one["id"]): str(one.get("model", "")) for one in document["instances"]}
+    for name, found in observed.items():
+        seen_unit = Seen(True, _active(found), found.unit.enabled, found.unit.active_state, gpus=used.get(name, ()))
+        rows.append(unplanned(name, models.get(name, ""), seen_unit))
+    return rows
+
+
+def _active(found: Observed) -> bool:
+    return found.unit.active_state == "active"
+
+
+def _on_disk(host: InstanceHost, wanted: Desired, found: Observed, process: int | None) -> dict[str, Any]:
+    differ = tuple(name for name, text in sorted(wanted.files.items()) if found.files.get(name) != text)
+    complete = {CONFIG, ENVIRONMENT, RECORD} <= set(found.files)
+    return {
+        "present": True,
+        "active": _active(found),
+        "enabled": found.unit.enabled,
+        "state": f"{found.unit.active_state} ({found.unit.sub_state})",
+        "files_differ": differ,
+        "started_from_files": found.started == host.digest(found.files) if complete and found.unit.running else None,
+        "user_id": _user_id(process),
+    }
+
+
+def _user_id(process: int | None) -> int | None:
+    if not process:
+        return None
+    try:
+        match = _USER_ID.search(Path(f"/proc/{process}/status").read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return int(match.group(1)) if match else None
+
+
+def _asked(planned: Planned, address: tuple[str, int], key: str, timeout_s: float) -> dict[str, Any]:
+    name, port = address
+    url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    health = Server(url, None, _HEALTH_TIMEOUT_S)("GET", "/health")
+    if health.status != HTTPStatus.OK:
+        return {"health": health.problem}
+    engine = Server(url, key, timeout_s)
+    models = engine("GET", "/v1/models")
+    first = _entry(models, planned.names[0])
+    reported = cache_config(engine("GET", "/metrics").text)
+    if first.get("root"):
+        reported["model"] = str(first["root"])
+    worked = work(engine, planned.names[0], planned.task)
+    return {
+        "health": "",
+        "names": model_names(models),
+        "max_model_len": first.get("max_model_len"),
+        "kv_cache_tokens": kv_cache_tokens(reported),
+        "arguments": reported,
+        "work": worked.problem,
+        "work_seconds": round(worked.seconds, 3),
+    }
+
+
+def _entry(models: Answer, name: str) -> dict[str, Any]:
+    document = models.document
+    entries = document.get("data") if isinstance(document, dict) else None
+    return next((entry for entry in entries or () if isinstance(entry, dict) and entry.get("id") == name), {})
+
+
+def cache_config(metrics: str) -> dict[str, str]:
+    """The labels of ``vllm:cache_config_info`` in an engine's /metrics; empty where it has none."""
+    match = _CACHE_CONFIG.search(metrics)
+    return dict(_LABEL.findall(match.group(1))) if match else {}
+
+
+def kv_cache_tokens(labels: Mapping[str, str]) -> int | None:
+    """KV cache in tokens: what the engine says itself, or blocks times block size where the version does not say it."""
+    if labels.get("kv_cache_size_tokens", "").isdigit():
+        return int(labels["kv_cache_size_tokens"])
+    blocks, block_size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
+    return int(blocks) * int(block_size) if blocks.isdigit() and block_size.isdigit() else None
