@@ -27,7 +27,9 @@ def render_config(engine_args: Mapping[str, Any], host: str, port: int, shutdown
         port: port that it listens on.
         shutdown_timeout_s: seconds that the engine gives to requests in flight when it is stopped.
     """
-    values = {"host": host, "port": port, "shutdown_timeout": shutdown_timeout_s, **engine_args}
+    # The gateway and the monitoring ask every few seconds.
+    quiet = {"disable_access_log_for_endpoints": "/health,/metrics"}
+    values = {"host": host, "port": port, "shutdown_timeout": shutdown_timeout_s, **quiet, **engine_args}
     document = {
         name.replace("_", "-"): _value(values[name])
         for name in sorted(values)
