@@ -183,7 +183,8 @@ def _python(report: HostReport) -> Verdict:
         return ok(f"python {good[0]}")
     remedy = f"install Python {needed} or newer, or set ansible_python_interpreter to one"
     if versions:
-        return blocked(f"python {max(version for version, _ in versions)} is older than {needed}", remedy)
+        newest = max((version for version, _ in versions), key=_as_numbers)
+        return blocked(f"python {newest} is older than {needed}", remedy)
     return blocked("no python3 was found", remedy)
 
 

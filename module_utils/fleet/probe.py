@@ -76,7 +76,7 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
     if log.unseen:
         unseen.append(log.unseen)
     if any(gpu.redirecting_bridges is None for gpu in pci):
-        unseen.append("acs: the configuration space of the bridges above the GPUs needs root")
+        unseen.append("acs: the configuration space of the bridges above the GPUs could not be read (it needs root)")
 
     views, processes = _gpu_views(reading, pci, log, paths)
     uuids = [_uuid(view) for view in views]
@@ -205,15 +205,16 @@ def _processes(gpu: GpuReading, procfs: Path) -> list[dict[str, Any]]:
 
 def _gpu(view: GpuView, uuid: str, processes: list[dict[str, Any]]) -> dict[str, Any]:
     gpu, device = view.nvml, view.pci
+    pci_device_id = gpu.pci_device_id or device.pci_device_id or None
     return {
         "index": gpu.index,
         "uuid": uuid,
-        "name": gpu.name,
+        "name": gpu.name or f"NVIDIA GPU {pci_device_id or 'unknown'}",
         "memory_total_bytes": gpu.memory_total_bytes,
         "memory_used_bytes": gpu.memory_used_bytes,
         "memory_foreign_bytes": view.foreign_bytes,
         "pci_bus_id": view.bus_id,
-        "pci_device_id": gpu.pci_device_id or device.pci_device_id or None,
+        "pci_device_id": pci_device_id,
         "numa_node": device.numa_node,
         "cpu_list": device.cpu_list,
         "power_limit_watts": None if gpu.power_limit_mw is None else gpu.power_limit_mw // 1000,

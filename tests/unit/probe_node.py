@@ -25,7 +25,7 @@ from lab_topology import CUDA_DRIVER_VERSION, DRIVER_VERSION, gpus_of, nvml_desc
 
 HOST = "l40s-01"
 GPUS = gpus_of(HOST)
-# The lab may run beside the tests, and the library shows the real processes of a UUID: the tests have UUIDs of their own.
+# The library shows the real processes of a UUID, and the lab may run beside the tests: these UUIDs are theirs alone.
 UUIDS = [f"GPU-{uuid.uuid4()}" for _ in GPUS]
 RELEASE = "6.1.0-40-amd64"
 

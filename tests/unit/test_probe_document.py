@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fleet.host_document import parse_host
 from fleet.probe import ProbeOptions, probe_host
 from probe_node import CHECKOUT, DRIVER_VERSION, GPUS, UUIDS, Node, check, simulated_library
 
@@ -272,6 +273,7 @@ AS_NOBODY = """
 import json, os, sys
 from pathlib import Path
 import pynvml
+from fleet.host_document import parse_host
 from fleet.probe import ProbeOptions, probe_host
 from fleet.probe_host import Paths
 base = Path(sys.argv[1])
@@ -319,3 +321,53 @@ def test_without_root_it_says_what_it_could_not_see() -> None:
     assert check(document["health"], "acs")["status"] == "unknown"
     # An instance that cannot be read still holds its GPUs.
     assert document["instances"][0]["corrupt"] is True
+
+
+@pytest.mark.parametrize("recorded", ["h100.json", "h100_busy.json"])
+def test_a_recorded_host_and_the_simulated_one_tell_the_same_things(node: Node, recorded: str) -> None:
+    """The recordings are what this probe returned on a real H100, idle and with 8 GiB held by a process."""
+    real = json.loads((CHECKOUT / "tests/data/probe" / recorded).read_text())
+    simulated = node.probe()
+    assert real.keys() <= simulated.keys()
+    assert real["gpus"][0].keys() <= simulated["gpus"][0].keys()
+    for a, b in ((real, simulated), (real["gpus"][0], simulated["gpus"][0])):
+        assert {row["name"] for row in a["health"]["checks"]} <= {row["name"] for row in b["health"]["checks"]}
+    unknown = [row["name"] for row in real["gpus"][0]["health"]["checks"] if row["status"] == "unknown"]
+    assert unknown == []
+
+
+def test_what_a_real_process_holds_on_a_real_gpu_is_foreign_and_degrades_it() -> None:
+    real = json.loads((CHECKOUT / "tests/data/probe/h100_busy.json").read_text())
+    (gpu,) = real["gpus"]
+    assert gpu["memory_foreign_bytes"] > 8 << 30
+    assert gpu["health"]["status"] == "degraded"
+    assert check(gpu["health"], "foreign_memory")["status"] == "degraded"
+
+
+def spoiled(node: Node, fault: str) -> dict[str, Any]:
+    if fault == "no driver":
+        node.machine("fail.nvmlInit = DRIVER_NOT_LOADED")
+    elif fault == "lost":
+        node.gpu(1, "fail = GPU_IS_LOST")
+    elif fault == "no handle":
+        node.gpu(1, "fail.nvmlDeviceGetHandleByIndex = GPU_IS_LOST")
+    elif fault == "not counted":
+        node.description.pop(2)
+    return node.probe()
+
+
+@pytest.mark.parametrize("fault", ["none", "no driver", "lost", "no handle", "not counted"])
+def test_the_plan_stage_takes_every_document_that_the_probe_returns(node: Node, fault: str) -> None:
+    host = parse_host("l40s-01", spoiled(node, fault), where="facts.json")
+    assert len(host.gpus) == len(GPUS)
+    assert host.provisional is (fault == "no driver")
+    assert sum(gpu.blocked is not None for gpu in host.gpus) == (fault in {"lost", "no handle", "not counted"})
+    assert {gpu.model.name for gpu in host.gpus if gpu.model and gpu.blocked is None} == {"L40S"}
+
+
+@pytest.mark.parametrize("recorded", ["h100.json", "h100_busy.json"])
+def test_the_plan_stage_takes_the_documents_of_a_real_host(recorded: str) -> None:
+    real = json.loads((CHECKOUT / "tests/data/probe" / recorded).read_text())
+    (gpu,) = parse_host("h100", real, where="facts.json").gpus
+    assert gpu.model is not None
+    assert gpu.blocked is None
