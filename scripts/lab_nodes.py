@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import lab_engine
+import lab_sysfs
+import lab_topology
 from lab_host import CHECKOUT, LAB_SOURCES, STATE, LabError, cache_directory, podman, run, say
 from lab_sysfs import write_sysfs
 from lab_topology import GPU_HOSTS, NODES, Lab, nvml_description
@@ -52,32 +54,35 @@ class LabNodes:
 
     def up(self, image: str) -> None:
         """Brings every node up, replaces those that are not as they should be, and waits until all can be reached."""
-        existing = self.containers()
-        existing = self._replace_foreign(existing)
+        existing = self._replace_foreign(self.containers())
         self._prepare_ssh()
         self._prepare_secrets()
         self._prepare_network()
-        pending = []
-        for node in NODES:
-            container = existing.get(self.lab.container(node))
-            arguments = self._run_arguments(node)
-            specification = hashlib.sha256("\0".join([image, *arguments]).encode()).hexdigest()[:16]
-            if container is not None and container["Labels"].get(f"{LABEL}.specification") == specification:
-                if container["State"] != "running":
-                    say(self.lab.name, f"starting {node}")
-                    podman("start", self.lab.container(node))
-                    pending.append(node)
-                continue
-            say(self.lab.name, f"{'creating' if container is None else 'replacing'} {node} ({self.lab.address(node)})")
-            if container is not None:
-                podman("rm", "--force", "--time", "5", self.lab.container(node))
-            self._prepare_node(node)
-            label = f"--label={LABEL}.specification={specification}"
-            podman("run", "--detach", label, *arguments, image, "/sbin/init")
-            pending.append(node)
-        self._wait(pending)
+        deadline = time.monotonic() + READY_TIMEOUT_S
         with ThreadPoolExecutor() as pool:
-            list(pool.map(self._install_nvml, [node for node in pending if node in GPU_HOSTS]))
+            list(pool.map(lambda node: self._up_node(node, image, existing, deadline), NODES))
+
+    def _up_node(self, node: str, image: str, existing: dict[str, dict[str, Any]], deadline: float) -> None:
+        name = self.lab.container(node)
+        container = existing.get(name)
+        arguments = self._run_arguments(node)
+        specification = _specification(image, arguments)
+        if container is not None and container["Labels"].get(f"{LABEL}.specification") == specification:
+            if container["State"] == "running":
+                return
+            say(self.lab.name, f"starting {node}")
+            podman("start", name)
+            self._wait_for(node, deadline)
+            return
+        say(self.lab.name, f"{'creating' if container is None else 'replacing'} {node} ({self.lab.address(node)})")
+        if container is not None:
+            podman("rm", "--force", "--time", "5", name)
+        self._prepare_node(node)
+        label = f"--label={LABEL}.specification={specification}"
+        podman("run", "--detach", label, *arguments, image, "/sbin/init")
+        self._wait_for(node, deadline)
+        if node in GPU_HOSTS:
+            self._install_nvml(node)
 
     def down(self) -> None:
         """Removes containers, network and state."""
@@ -91,7 +96,7 @@ class LabNodes:
     def restart(self, node: str) -> None:
         """Restarts a node, as a reboot does, and waits until it can be reached again."""
         podman("restart", "--time", "30", self.lab.container(node))
-        self._wait([node])
+        self._wait_for(node, time.monotonic() + READY_TIMEOUT_S)
 
     def _replace_foreign(self, existing: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         owners = {container["Labels"].get(f"{LABEL}.checkout", "?") for container in existing.values()}
@@ -182,6 +187,7 @@ class LabNodes:
             f"--label={LABEL}.checkout={CHECKOUT}",
             f"--network={self.lab.network}",
             f"--ip={self.lab.address(node)}",
+            f"--mac-address={self.lab.mac_address(node)}",
             *(f"--add-host={other}:{self.lab.address(other)}" for other in NODES if other != node),
             "--systemd=always",
             "--shm-size=1g",
@@ -199,11 +205,6 @@ class LabNodes:
         command = f"install -m 0644 {source} /usr/local/lib/{NVML_LIBRARY} && ldconfig"
         podman("exec", self.lab.container(node), "sh", "-c", command)
 
-    def _wait(self, nodes: list[str]) -> None:
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda node: self._wait_for(node, deadline), nodes))
-
     def _wait_for(self, node: str, deadline: float) -> None:
         state = ""
         while time.monotonic() < deadline:
@@ -217,6 +218,19 @@ class LabNodes:
                 return
             time.sleep(0.2)
         raise LabError(f"{node}: not ready after {READY_TIMEOUT_S:.0f} s; systemd says {state or 'nothing'}")
+
+
+def _specification(image: str, arguments: list[str]) -> str:
+    """A digest of everything that a node is made from: nodes made from something else are replaced."""
+    digest = hashlib.sha256("\0".join([image, *arguments]).encode())
+    sources = [
+        *sorted((LAB_SOURCES / "simulated_nvml").iterdir()),
+        Path(lab_sysfs.__file__),
+        Path(lab_topology.__file__),
+    ]
+    for path in sources:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def control_sockets(lab: Lab) -> Path:

@@ -49,6 +49,11 @@ class Lab:
         last = 11 + GPU_HOSTS.index(node) if node in GPU_HOSTS else 101 + GATEWAYS.index(node)
         return f"{self.prefix}.{last}"
 
+    def mac_address(self, node: str) -> str:
+        """The fixed MAC address of a node: its neighbours go on reaching it after a restart, as they do a real host."""
+        parts = [int(part) for part in self.address(node).split(".")]
+        return "02:00:" + ":".join(f"{part:02x}" for part in parts)
+
 
 @dataclass(frozen=True)
 class Gpu:
