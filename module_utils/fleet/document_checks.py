@@ -49,7 +49,7 @@ def faults_error(faults: Sequence[tuple[str, str]]) -> FleetError:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Say which known word was meant, or which ones there are."""
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6) or [name for name in names if name.startswith(word)]
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known are {', '.join(names)}" if len(names) <= 40 else "nothing known has a similar name"

@@ -176,6 +176,9 @@ def decide(
     for one in standing:
         by_model[one.model].append(one)
     reserved = frozenset((pin.host, uuid) for wish in wishes for pin in wish.pins for uuid in pin.gpus)
+    if optimize:
+        # What has to move goes where nothing runs, if it can.
+        reserved |= {(one.host, uuid) for one in standing if one.cause is None for uuid in one.gpus}
     opened: dict[str, list[_Open]] = {}
     for wish in order:
         opened[wish.model] = _keep(board, wish, by_model[wish.model], optimize=optimize)
@@ -300,7 +303,15 @@ def _fill(board: _Board, finder: _Finder, queue: Sequence[_Open]) -> tuple[Short
     """Find a place for each open replica of a model. Also returns what lost its place to them."""
     failed: list[_Open] = []
     evicted: list[Placed] = []
+    moving = []
     for one in queue:
+        place = finder.same_place(one)
+        if place is None:
+            moving.append(one)
+        else:
+            board.take(place)
+            finder.took(place.host, evicted=False)
+    for one in moving:
         place = finder.find(one)
         if place is None:
             failed.append(one)
@@ -371,20 +382,21 @@ class _Finder:
     def find(self, one: _Open) -> Placed | None:
         """A place for this replica, or None. GPUs of lower priority replicas may be in it."""
         pin = self.wish.pins[one.pin] if one.pin is not None else None
-        if one.standing is not None and one.cause == "optimize":
-            stay = self._same_place(one.standing, pin)
-            if stay is not None:
-                return Placed(self.wish.model, stay.host, stay.gpus, stay.shape, standing=stay, pin=one.pin)
         found = self._on_pin(pin) if pin is not None else self._anywhere()
         if found is None:
             return None
         host, shape, uuids = found
         return Placed(self.wish.model, host, uuids, shape, standing=one.standing, cause=one.cause, pin=one.pin)
 
-    def _same_place(self, standing: Standing, pin: PinnedPlace | None) -> Standing | None:
-        allowed = standing.host in self.wish.hosts and (pin is None or _fulfils(standing, pin))
-        if allowed and standing.shape in self.wish.shapes and self._board.are_free(standing.host, standing.gpus):
-            return standing
+    def same_place(self, one: _Open) -> Placed | None:
+        """The place where it runs, when it was released for a better packing only and the place is still free."""
+        now = one.standing
+        if now is None or one.cause != "optimize" or now.host not in self.wish.hosts:
+            return None
+        pin = self.wish.pins[one.pin] if one.pin is not None else None
+        as_pinned = pin is None or _fulfils(now, pin)
+        if as_pinned and now.shape in self.wish.shapes and self._board.are_free(now.host, now.gpus):
+            return Placed(self.wish.model, now.host, now.gpus, now.shape, standing=now, pin=one.pin)
         return None
 
     def _on_pin(self, pin: PinnedPlace) -> tuple[str, Shape, tuple[str, ...]] | None:
