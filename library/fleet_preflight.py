@@ -77,7 +77,7 @@ EXAMPLES = r"""
 RETURN = r"""
 rows:
   description: What every check said on every host.
-  returned: always
+  returned: success
   type: list
   elements: dict
   sample:
@@ -90,13 +90,12 @@ table:
   description: The rows as text, one line for a host where all is well.
   returned: always
   type: str
-blocked:
+msg:
   description: One line for each thing that stops a later stage.
-  returned: always
-  type: list
-  elements: str
-unreachable:
-  description: Hosts that are left out of this run.
+  returned: failure
+  type: str
+left_out:
+  description: Hosts that could not be reached.
   returned: always
   type: list
   elements: str
@@ -135,15 +134,11 @@ def main() -> None:
         texts, required, become_password_hosts=given["become_password_hosts"], engine_hosts=given["engine_hosts"]
     )
     stopped = [row.line() for row in rows if row.status == "blocked"]
-    result = {
-        "rows": [asdict(row) for row in rows],
-        "table": table(rows),
-        "blocked": stopped,
-        "unreachable": [row.host for row in rows if row.status == "unreachable"],
-    }
+    shown = {"table": table(rows), "left_out": [row.host for row in rows if row.status == "unreachable"]}
     if stopped:
-        module.fail_json(msg="\n".join(stopped), **result)
-    module.exit_json(changed=False, **result)
+        # Ansible prints all of a failed result, so the rows stay out: the message has those that matter.
+        module.fail_json(msg="\n".join(stopped), **shown)
+    module.exit_json(changed=False, rows=[asdict(row) for row in rows], **shown)
 
 
 def _counts(module: AnsibleModule, option: str) -> dict[str, int]:
