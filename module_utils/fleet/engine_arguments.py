@@ -193,6 +193,8 @@ def instance_engine_args(request: ModelRequest, options: EngineOptions, model: s
         document["max_model_len"] = options.max_model_len
     if options.kv_cache_memory_bytes is None:
         document["gpu_memory_utilization"] = options.gpu_memory_utilization
+    if isinstance(request.speculative, dict):
+        document["speculative_config"] = dict(request.speculative)
     if request.task != "generate":
         document.setdefault("runner", "pooling")
     revision = request.revision

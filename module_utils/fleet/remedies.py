@@ -10,7 +10,7 @@ from .errors import FleetError
 from .memory import estimate_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .configurations import ResolvedModel
     from .hardware import GpuModel
@@ -66,6 +66,7 @@ def remedies(
             if quantization != request.quantization and count:
                 found.append(f"quantization: {quantization} ({_gpus(count)})")
     if forced:
+        found += _more_stages(model, fits, most_gpus)
         count = fits(forced)
         if count:
             found.append(f"{' and '.join(forced)} left out ({_gpus(count)})")
@@ -74,9 +75,18 @@ def remedies(
         if count:
             found.append(f"a host with {_gpus(count)} of kind {gpu.name}")
     small = _four_bit_gpus(model, gpu, most_gpus)
-    if small:
+    if small and (not misfits or any(misfit.constraint == "memory" for misfit in misfits)):
         found.append(f"a source that is quantized with AWQ or GPTQ, 4 bits ({_gpus(small)})")
     return found
+
+
+def _more_stages(model: ResolvedModel, fits: Callable[[Mapping[str, object]], int | None], most_gpus: int) -> list[str]:
+    """The smallest pipeline that makes forced tensor ranks sufficient."""
+    tensor, now = model.request.forced_tensor_parallel or 1, model.request.forced_pipeline_parallel or 1
+    for stages in range(now + 1, most_gpus // tensor + 1):
+        if fits({"pipeline_parallel": stages}):
+            return [f"pipeline_parallel: {stages} ({_gpus(tensor * stages)})"]
+    return []
 
 
 def _longest_that_fits(model: ResolvedModel, gpu: GpuModel, misfits: Sequence[Misfit]) -> int | None:

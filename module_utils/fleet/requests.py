@@ -179,9 +179,11 @@ class ModelRequest(Document):
         default="none",
         description="none, auto (where the speed model says it pays), or vLLM's --speculative-config as a mapping.",
     )
-    tensor_parallel: Count | None = Field(default=None, description="Forced --tensor-parallel-size. Left out: chosen.")
+    tensor_parallel: Count | None = Field(
+        default=None, description="Forced --tensor-parallel-size. Left out: 1 with pipeline_parallel, else chosen."
+    )
     pipeline_parallel: Count | None = Field(
-        default=None, description="Forced --pipeline-parallel-size. Left out: chosen."
+        default=None, description="Forced --pipeline-parallel-size. Left out: 1 with tensor_parallel, else chosen."
     )
     placement: Placement = Field(default_factory=Placement, description="Where the model may run.")
     lora: Lora | None = Field(default=None, description="Room for adapters. Left out: none.")
@@ -220,13 +222,17 @@ class ModelRequest(Document):
 
     @property
     def forced_tensor_parallel(self) -> int | None:
-        """The tensor parallel size that the request insists on, wherever it was written."""
-        return self.tensor_parallel or self._twin("tensor_parallel_size")
+        """The tensor parallel size that the request insists on. One size given alone makes the other 1, as in vLLM."""
+        own = self.tensor_parallel or self._twin("tensor_parallel_size")
+        other = self.pipeline_parallel or self._twin("pipeline_parallel_size")
+        return own or (1 if other else None)
 
     @property
     def forced_pipeline_parallel(self) -> int | None:
-        """The pipeline parallel size that the request insists on, wherever it was written."""
-        return self.pipeline_parallel or self._twin("pipeline_parallel_size")
+        """The pipeline parallel size that the request insists on, by the same rule."""
+        own = self.pipeline_parallel or self._twin("pipeline_parallel_size")
+        other = self.tensor_parallel or self._twin("tensor_parallel_size")
+        return own or (1 if other else None)
 
     def _twin(self, argument: str) -> int | None:
         value = self.engine_args.get(argument)

@@ -41,7 +41,13 @@ def models_text(*entries):
 
 
 def model(name, config="llama-3-8b", **changes):
-    return {"name": name, "source": f"org/{name}", "config": str(CONFIGS / f"{config}.json"), "max_model_len": 4096, **changes}
+    return {
+        "name": name,
+        "source": f"org/{name}",
+        "config": str(CONFIGS / f"{config}.json"),
+        "max_model_len": 4096,
+        **changes,
+    }
 
 
 def resolved(*entries):

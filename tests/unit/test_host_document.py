@@ -67,11 +67,20 @@ def test_a_pci_scan_needs_neither_uuid_nor_memory():
         (changed(uuid=None), "hosts.h.gpus[1].uuid: is required"),
         (changed(memory_total_bytes=None), "hosts.h.gpus[1].memory_total_bytes: is required"),
         (changed(memory_total_bytes=0), "hosts.h.gpus[1].memory_total_bytes: must be above 0, got 0"),
-        (changed(health={"status": "bad"}), "hosts.h.gpus[1].health.status: must be one of ok, degraded, blocked, got 'bad'"),
+        (
+            changed(health={"status": "bad"}),
+            "hosts.h.gpus[1].health.status: must be one of ok, degraded, blocked, got 'bad'",
+        ),
         (host("h") | {"links": [{"a": "GPU-h-0", "b": "GPU-x"}]}, "hosts.h.links[0].b: the host has no GPU 'GPU-x'"),
-        (host("h") | {"links": [{"a": "GPU-h-0", "b": "GPU-h-1", "path": "NVL"}]}, "hosts.h.links[0].path: must be one of"),
+        (
+            host("h") | {"links": [{"a": "GPU-h-0", "b": "GPU-h-1", "path": "NVL"}]},
+            "hosts.h.links[0].path: must be one of",
+        ),
         (host("h") | {"policy": {"exclude_gpus": [9]}}, "hosts.h.policy.exclude_gpus[0]: the host has no GPU 9"),
-        (host("h") | {"policy": {"exclude_gpus": [True]}}, "hosts.h.policy.exclude_gpus[0]: must be the index or the UUID"),
+        (
+            host("h") | {"policy": {"exclude_gpus": [True]}},
+            "hosts.h.policy.exclude_gpus[0]: must be the index or the UUID",
+        ),
     ],
 )
 def test_faults_are_one_line_with_the_path(document, message):

@@ -14,9 +14,7 @@ def room(name, gpus=4, switch_size=2, failed=()):
 
 
 def wish(model, count=1, shapes=(ONE,), hosts=("a", "b", "c"), **changes):
-    return Wish(
-        model, changes.pop("priority", 0), count, tuple(shapes), frozenset(hosts), **changes
-    )
+    return Wish(model, changes.pop("priority", 0), count, tuple(shapes), frozenset(hosts), **changes)
 
 
 def standing(identity, host, *gpus, shape=ONE, cause=None):

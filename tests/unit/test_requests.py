@@ -124,7 +124,10 @@ def test_paths_are_relative_to_the_models_file():
         ({"max_model_len": 0}, "max_model_len: must be at least 1, got 0"),
         ({"tensor_paralel": 2}, "tensor_paralel: unknown key, did you mean 'tensor_parallel'?"),
         ({"placement": {"spread": True}}, "placement.spread: unknown key, did you mean 'spread_over_hosts'?"),
-        ({"placement": {"pins": [{"hots": "h", "host": "h"}]}}, "placement.pins[0].hots: unknown key, did you mean 'host'?"),
+        (
+            {"placement": {"pins": [{"hots": "h", "host": "h"}]}},
+            "placement.pins[0].hots: unknown key, did you mean 'host'?",
+        ),
         ({"quantization": "int3"}, "quantization: must be one of auto, none, fp8, int8, awq, gptq, mxfp4, got 'int3'"),
         ({"objectives": {"percentile": 100}}, "objectives.percentile: must be below 100, got 100"),
         ({"availability": {"hosts_lost": 2}}, "availability.hosts_lost: must be at most 1, got 2"),
@@ -133,11 +136,20 @@ def test_paths_are_relative_to_the_models_file():
         ({"aliases": ["a"]}, "aliases[0]: 'a' is a name of models[0] already"),
         ({"replicas": {"min": 3, "max": 2}}, "replicas.max: must be at least replicas.min (3), got 2"),
         ({"replicas": {"min": 0}}, "replicas.min: must be at least 1, got 0"),
-        ({"speculative": 5}, "speculative: must be auto, none or a mapping as vLLM's --speculative-config takes it, got 5"),
+        (
+            {"speculative": 5},
+            "speculative: must be auto, none or a mapping as vLLM's --speculative-config takes it, got 5",
+        ),
         ({"placement": {"hosts": []}}, "placement.hosts: must have at least 1 entry, got []"),
-        ({"placement": {"pins": [{"host": "h", "gpus": [1.5]}]}}, "placement.pins[0].gpus[0]: must be the index or the UUID"),
+        (
+            {"placement": {"pins": [{"host": "h", "gpus": [1.5]}]}},
+            "placement.pins[0].gpus[0]: must be the index or the UUID",
+        ),
         ({"placement": {"pins": [{"host": "h", "gpus": [1, 1]}]}}, "placement.pins[0].gpus: names a GPU twice"),
-        ({"placement": {"hosts": ["g"], "pins": [{"host": "h"}]}}, "placement.pins[0].host: 'h' is not among placement.hosts"),
+        (
+            {"placement": {"hosts": ["g"], "pins": [{"host": "h"}]}},
+            "placement.pins[0].host: 'h' is not among placement.hosts",
+        ),
         ({"source": "s3://x"}, "source: s3: is no kind of source, known are hf:, file: and https:"),
         ({"source": "hf:name"}, "source: must be hf:org/name or hf:org/name@revision, got 'hf:name'"),
         ({"source": "file:"}, "source: file: needs a path"),
@@ -145,7 +157,10 @@ def test_paths_are_relative_to_the_models_file():
         ({"env": {"A": "x\ny"}}, "env.A: must match"),
         ({"env": {"CUDA_VISIBLE_DEVICES": "0"}}, "env.CUDA_VISIBLE_DEVICES: the plan sets it; use placement.pins"),
         ({"env": {"VLLM_API_KEY": "0"}}, "env.VLLM_API_KEY: a secret does not belong into a plan"),
-        ({"engine_args": {"max_num_seq": 3}}, "engine_args.max_num_seq: no argument of vLLM, did you mean 'max_num_seqs'?"),
+        (
+            {"engine_args": {"max_num_seq": 3}},
+            "engine_args.max_num_seq: no argument of vLLM, did you mean 'max_num_seqs'?",
+        ),
         ({"engine_args": {"max-num-seqs": 3}}, "engine_args.max-num-seqs: is written with underscores"),
         ({"engine_args": {"max_num_seqs": "3"}}, "engine_args.max_num_seqs: must be a whole number above 0, got '3'"),
         ({"engine_args": {"model": "x"}}, "engine_args.model: contradicts the plan: set source instead"),
@@ -177,6 +192,15 @@ def test_a_name_may_not_be_used_twice():
 def test_equal_twins_agree():
     (request,) = parse(entry(tensor_parallel=2, engine_args={"tensor_parallel_size": 2, "pipeline_parallel_size": 3}))
     assert (request.forced_tensor_parallel, request.forced_pipeline_parallel) == (2, 3)
+
+
+def test_one_parallel_size_alone_makes_the_other_one():
+    (request,) = parse(entry(tensor_parallel=2))
+    assert (request.forced_tensor_parallel, request.forced_pipeline_parallel) == (2, 1)
+    (request,) = parse(entry(pipeline_parallel=2))
+    assert (request.forced_tensor_parallel, request.forced_pipeline_parallel) == (1, 2)
+    (request,) = parse(entry())
+    assert (request.forced_tensor_parallel, request.forced_pipeline_parallel) == (None, None)
 
 
 def test_several_faults_are_told_at_once():
