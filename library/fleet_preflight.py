@@ -12,7 +12,8 @@ description:
   - Fails with one line for each thing that stops a later stage. Hosts that could not be reached are listed as left out
     and are no failure.
 version_added: "0.1.0"
-author: l40s-fleet
+author:
+  - l40s-fleet maintainers (@l40s-fleet)
 options:
   hosts:
     description: What the script printed, by host. Null, or missing though in O(expected_hosts), for an unreachable one.

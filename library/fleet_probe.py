@@ -15,7 +15,8 @@ description:
   - Without a driver the GPUs come from the PCI bus and the document is marked C(provisional).
   - What needs root and could not be read is named in C(unseen).
 version_added: "0.1.0"
-author: l40s-fleet
+author:
+  - l40s-fleet maintainers (@l40s-fleet)
 options:
   sysfs_root:
     description: Where sysfs is mounted. The lab, whose GPUs are simulated, has a tree of its own.
