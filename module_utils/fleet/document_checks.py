@@ -135,10 +135,14 @@ def check_document(document_type: type[AnyDocument], value: object, *, where: st
     try:
         return document_type.model_validate(value)
     except ValidationError as error:
-        faults = [
-            (_place(where, path, details), _problem(document_type, details))
-            for details in error.errors(include_url=False)
-        ]
+        found = error.errors(include_url=False)
+    # A list counts only its valid entries: that it is too short is news only when none of them has a fault.
+    faulty = {details["loc"][:depth] for details in found for depth in range(len(details["loc"]))}
+    faults = [
+        (_place(where, path, details), _problem(document_type, details))
+        for details in found
+        if details["type"] != "too_short" or details["loc"] not in faulty
+    ]
     raise faults_error(faults)
 
 
@@ -219,7 +223,8 @@ def _problem(document_type: type[BaseModel], details: ErrorDetails) -> str:
         return "is required"
     if kind == "value_error":
         return str(context["error"])
-    return f"must {_wanted(details, context)}, got {shown(details['input'])}"
+    got = details["input"]
+    return f"must {_wanted(details, context)}, got {shown(list(got) if isinstance(got, tuple) else got)}"
 
 
 def _wanted(details: ErrorDetails, context: Mapping[str, Any]) -> str:

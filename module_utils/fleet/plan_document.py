@@ -209,7 +209,7 @@ class _Instance(MachineDocument):
     engine: str = "vllm"
     task: str = "generate"
     aliases: Annotated[tuple[str, ...], BeforeValidator(list_as_tuple)] = ()
-    shards: Annotated[tuple[_Shard, ...], BeforeValidator(list_as_tuple)] = Field(min_length=1)
+    shards: Annotated[tuple[_Shard, ...], Field(min_length=1), BeforeValidator(list_as_tuple)]
     engine_args: dict[str, Any] = Field(default_factory=dict)
     env: dict[str, str] = Field(default_factory=dict)
     port: int = Field(ge=1, le=65535)
@@ -290,7 +290,7 @@ def parse_plan(document: object, *, where: str, path: str = "") -> Plan:
     for position, one in enumerate(parsed.instances):
         if one.id in seen:
             faults.append(
-                (f"{where}: {prefix}instances[{position}].id", f"{one.id!r} is instances[{seen[one.id]}] too")
+                (f"{where}: {prefix}instances[{position}].id", f"{one.id!r} is that of instances[{seen[one.id]}] too")
             )
         seen.setdefault(one.id, position)
     if faults:

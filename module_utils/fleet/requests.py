@@ -105,16 +105,16 @@ class Pin(Document):
     """A place that one replica has to take."""
 
     host: Text = Field(description="Inventory name of the host.")
-    gpus: Annotated[tuple[GpuReference, ...], BeforeValidator(list_as_tuple)] | None = Field(
-        default=None, min_length=1, description="Indices or UUIDs of all GPUs of the replica. Left out: any there."
+    gpus: Annotated[tuple[GpuReference, ...], Field(min_length=1), BeforeValidator(list_as_tuple)] | None = Field(
+        default=None, description="Indices or UUIDs of all GPUs of the replica. Left out: any there."
     )
 
 
 class Placement(Document):
     """Where the model may run."""
 
-    hosts: Annotated[tuple[Text, ...], BeforeValidator(list_as_tuple)] | None = Field(
-        default=None, min_length=1, description="The only hosts that may be used. Left out: all of them."
+    hosts: Annotated[tuple[Text, ...], Field(min_length=1), BeforeValidator(list_as_tuple)] | None = Field(
+        default=None, description="The only hosts that may be used. Left out: all of them."
     )
     labels: Annotated[tuple[Text, ...], BeforeValidator(labels_as_tuple)] = Field(
         default=(), description="Labels (fleet_labels) that a host must carry, all of them."

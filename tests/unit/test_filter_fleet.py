@@ -1,0 +1,62 @@
+import importlib.util
+
+from fleet.plan_document import plan_to_document
+from plan_samples import ROOT, facts, model, plan
+
+SPEC = importlib.util.spec_from_file_location("fleet_filters", ROOT / "filter_plugins" / "fleet.py")
+filters = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(filters)
+
+ADDRESSES = {"a": "192.0.2.1"}
+
+
+def routes(*arguments, **options):
+    return filters.fleet_routes(plan_to_document(plan(*arguments, **options)), ADDRESSES)
+
+
+def test_routes_by_model():
+    entries = [model("m", replicas={"min": 2}, aliases=["z", "y"]), model("e", task="embed")]
+    assert routes(facts("a", "b"), entries) == [
+        {
+            "model": "e",
+            "aliases": [],
+            "task": "embed",
+            "servers": [{"id": "e-1", "host": "a", "address": "192.0.2.1", "port": 8100}],
+        },
+        {
+            "model": "m",
+            "aliases": ["y", "z"],
+            "task": "generate",
+            "servers": [
+                {"id": "m-1", "host": "a", "address": "192.0.2.1", "port": 8101},
+                {"id": "m-2", "host": "b", "address": "b", "port": 8100},
+            ],
+        },
+    ]
+
+
+def test_a_refused_model_has_no_servers():
+    (route,) = routes(facts("a"), [model("m", engine="triton")])
+    assert route == {"model": "m", "aliases": [], "task": "generate", "servers": []}
+
+
+def test_an_alias_is_routed_when_every_instance_answers_to_it():
+    document = facts("a", "b")
+    first = plan(document, [model("m", replicas={"min": 2}, aliases=["old"])])
+    edited = [model("m", replicas={"min": 2}, aliases=["new"])]
+    (route,) = routes(document, edited, first.instances, frozen=["b"])
+    assert route["aliases"] == []
+    (route,) = routes(document, edited, first.instances)
+    assert route["aliases"] == ["new"]
+
+
+def test_an_alias_that_moved_to_another_model_goes_with_it():
+    document = facts("a", "b")
+    first = plan(document, [model("m", aliases=["chat"], placement={"hosts": ["b"]})])
+    by_name = {
+        route["model"]: route
+        for route in routes(document, [model("n", aliases=["chat"])], first.instances, frozen=["b"])
+    }
+    assert by_name["m"]["aliases"] == []
+    assert by_name["m"]["servers"][0]["host"] == "b"
+    assert by_name["n"]["aliases"] == ["chat"]
