@@ -155,7 +155,7 @@ def _service(seen: Seen) -> list[Difference]:
         found.append(Difference("unit", "active", seen.state or "inactive", fails=True))
     if not seen.enabled:
         found.append(Difference("start at boot", "enabled", "disabled"))
-    found += [Difference(name, "as the plan renders it", "differs on disk") for name in seen.files_differ]
+    found += [Difference(name, "as rendered from the plan", "another text") for name in seen.files_differ]
     if seen.started_from_files is False:
         found.append(Difference("process", "started from its files", "runs what was configured before"))
     if seen.user_id == 0:

@@ -195,9 +195,9 @@ def _gateway_lines(gateways: Sequence[Mapping[str, Any]]) -> list[str]:
         words = f"{len(answered)} of {len(models)} model names answered" if models else "no model was asked for"
         if answered:
             words += f", the slowest in {max(finding['seconds'] for finding in answered):.2f} s"
-        right = [one["what"] for one in findings if not one["model"] and not one["problem"]]
-        words += f"; as they should be: {', '.join(right)}" if right else ""
         lines.append(f"Gateway {one['gateway']} ({one['url']}): {words}.")
+        right = [finding["what"] for finding in findings if not finding["model"] and not finding["problem"]]
+        lines += [f"  As it should be: {', '.join(right)}."] if right else []
     return lines
 
 
@@ -212,5 +212,6 @@ def _line_to_try(plan: Mapping[str, Any], gateways: Sequence[Mapping[str, Any]],
         "",
         "Try it:",
         f'  curl -sS {url}/v1/chat/completions -H "Authorization: Bearer {key_reference}" \\',
-        f"    -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}",
+        "    -H 'Content-Type: application/json' \\",
+        f"    -d {shlex.quote(json.dumps(body))}",
     ]

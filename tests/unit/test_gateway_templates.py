@@ -1,0 +1,83 @@
+"""What the gateway role renders, by Ansible's own templating. The molecule scenario runs it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROLE = Path(__file__).parents[2] / "roles" / "gateway"
+NAMES = ("haproxy.cfg", "routes.map", "models.json", "model_objects.map", "clients.map", "engine_key.map")
+ROUTES = [
+    {
+        "model": "chat",
+        "aliases": ["org/chat", "gpt"],
+        "task": "generate",
+        "servers": [
+            {"id": "chat-1", "host": "a", "address": "192.0.2.1", "port": 8100},
+            {"id": "chat-2", "host": "b", "address": "192.0.2.2", "port": 8100},
+        ],
+    },
+    {"model": "waits", "aliases": [], "task": "generate", "servers": []},
+]
+
+
+def render(name: str, **variables: Any) -> str:
+    loader = DataLoader()
+    loader.set_basedir(str(ROLE))
+    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
+    private = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
+    known = {key: trust_as_template(value) if isinstance(value, str) else value for key, value in private.items()}
+    given = {"gateway_routes": ROUTES, "gateway_client_keys": [], "gateway_engine_api_key": "engine-key"}
+    everything = {**defaults, **known, "ansible_managed": "managed", **given, **variables}
+    text = (ROLE / "templates" / f"{name}.j2").read_text()
+    return str(Templar(loader, variables=everything).template(trust_as_template(text)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_order_of_the_plan_does_not_change_a_byte(name: str) -> None:
+    shuffled = copy.deepcopy(ROUTES[::-1])
+    for route in shuffled:
+        route["aliases"].reverse()
+        route["servers"].reverse()
+    assert render(name, gateway_routes=shuffled) == render(name)
+
+
+def test_models_without_instances_have_a_route_and_are_not_listed() -> None:
+    assert "waits model_waits" in render("routes.map").splitlines()
+    listed = json.loads(render("models.json"))
+    assert [entry["id"] for entry in listed["data"]] == ["chat", "gpt", "org/chat"]
+    assert {entry["root"] for entry in listed["data"]} == {"chat"}
+
+
+def test_each_listed_model_has_an_answer_of_its_own() -> None:
+    lines = [line for line in render("model_objects.map").splitlines() if not line.startswith("#")]
+    assert [json.loads(line.partition(" ")[2]) for line in lines] == json.loads(render("models.json"))["data"]
+
+
+def test_only_hashes_of_client_keys_are_rendered() -> None:
+    digest = hashlib.sha256(b"sk-one").hexdigest()
+    keys = [{"name": "one", "key": "sk-one"}, {"name": "two", "sha256": digest.upper(), "key": None}]
+    assert render("clients.map", gateway_client_keys=keys).splitlines()[2:] == [f"{digest} one", f"{digest} two"]
+
+
+def test_secrets_stay_out_of_the_configuration() -> None:
+    assert "engine-key" not in render("haproxy.cfg")
+    assert render("engine_key.map").splitlines()[-1] == "engine Bearer engine-key"
+
+
+def test_an_empty_plan_renders() -> None:
+    assert json.loads(render("models.json", gateway_routes=[])) == {"object": "list", "data": []}
+    assert "backend model_" not in render("haproxy.cfg", gateway_routes=[])
+
+
+def test_no_file_is_empty() -> None:
+    """An empty rendering would reach the module as nothing at all."""
+    assert all(render(name, gateway_routes=[], gateway_client_keys=[]) for name in NAMES)
