@@ -400,7 +400,7 @@ class _Finder:
         return None
 
     def _on_pin(self, pin: PinnedPlace) -> tuple[str, Shape, tuple[str, ...]] | None:
-        if pin.host not in self._board.rooms:
+        if pin.host not in self._board.rooms or pin.host not in self.wish.hosts:
             return None
         for threshold in self._thresholds:
             gpus = self._available(pin.host, threshold)

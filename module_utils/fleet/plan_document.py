@@ -193,7 +193,7 @@ def id_order(identity: str) -> tuple[str, int]:
 
 class _Shard(MachineDocument):
     host: str = Field(min_length=1)
-    gpus: Annotated[tuple[str, ...], BeforeValidator(list_as_tuple)]
+    gpus: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(list_as_tuple)]
     rank: int = Field(default=0, ge=0)
 
 

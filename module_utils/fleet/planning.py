@@ -209,6 +209,10 @@ class _Planner:
             return "configuration", f"the hardware table does not know {gpu.name!r}"
         return None, ""
 
+    def _why_stranded(self, one: Instance) -> Cause:
+        causes = [cause for host, uuid in one.gpus if (cause := self._why_unusable(host, uuid)[0]) is not None]
+        return causes[0] if causes else "configuration"
+
     # What is wished.
 
     def _prepare(self, model: ResolvedModel) -> _Prepared | None:
@@ -233,7 +237,7 @@ class _Planner:
             misfits += missed
         self._smallest[request.name] = tuple(fitting)
         frozen_hosts = [one.shards[0].host for one in self._kept_verbatim if one.model == request.name]
-        target = max(request.replicas.min, len(request.placement.pins), 1 + request.availability.hosts_lost)
+        target = _target(request)
         if not fitting:
             # What runs on hosts that were not reached goes on, whatever the model has become since.
             if len(frozen_hosts) < target:
@@ -387,6 +391,12 @@ class _Planner:
             for shortage in decision.shortages
             for one, cause in shortage.left
         ]
+        # What runs of a model that is wanted but can no longer be placed at all.
+        moves += [
+            Move(id=one.id, model=one.model, origin=_places(one), to=(), cause=self._why_stranded(one))
+            for one in self._current.values()
+            if one.model in self._models and one.model not in prepared
+        ]
         counts = Counter(one.model for one in instances)
         used = sum(len(one.gpus) for one in instances)
         bound = sum(
@@ -394,8 +404,7 @@ class _Planner:
             for one in instances
         )
         carried = {
-            name: min(1.0, counts[name] / prepared[name].target) if name in prepared else float(counts[name] > 0)
-            for name in self._models
+            name: round(min(1.0, counts[name] / _target(model.request)), 6) for name, model in self._models.items()
         }
         return Plan(
             instances=tuple(sorted(instances, key=lambda one: id_order(one.id))),
@@ -447,6 +456,11 @@ def _room(host: HostDocument, excluded: frozenset[str]) -> HostRoom:
 
 def _usable(gpu: Gpu, excluded: frozenset[str]) -> bool:
     return gpu.blocked is None and gpu.model is not None and gpu.uuid not in excluded
+
+
+def _target(request: ModelRequest) -> int:
+    """How many replicas are wanted."""
+    return max(request.replicas.min, len(request.placement.pins), 1 + request.availability.hosts_lost)
 
 
 def _why_ineligible(request: ModelRequest, host: HostDocument) -> str | None:

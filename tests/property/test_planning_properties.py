@@ -1,0 +1,250 @@
+"""What holds for every fleet, whatever is asked of it."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from fleet.checkpoint import load_model_facts
+from fleet.configurations import ResolvedModel
+from fleet.host_document import parse_hosts
+from fleet.plan_document import canonical_json, plan_from_json, plan_to_document
+from fleet.planning import make_plan
+from fleet.requests import ModelRequest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+CONFIGS = Path(__file__).parents[1] / "data" / "model_configs"
+FACTS = {
+    name: load_model_facts(CONFIGS / f"{name}.json")
+    for name in ("llama-3-8b", "llama-2-13b", "llama-3-70b", "qwen2.5-0.5b")
+}
+HOSTS = ("h1", "h2", "h3")
+LABELS = ("fast", "batch")
+
+pytestmark = pytest.mark.filterwarnings("error")
+thorough = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+
+
+@st.composite
+def hosts(draw):
+    documents = {}
+    for name in HOSTS[: draw(st.integers(1, 3))]:
+        count = draw(st.integers(1, 6))
+        gpus = [
+            {
+                "index": index,
+                "uuid": f"GPU-{name}-{index}",
+                "name": draw(st.sampled_from(["NVIDIA L40S"] * 8 + ["NVIDIA T4"])),
+                "memory_total_bytes": 46068 * 1024**2,
+                "numa_node": index // 2,
+                "health": {"status": draw(st.sampled_from(["ok"] * 6 + ["degraded", "blocked"])), "checks": []},
+            }
+            for index in range(count)
+        ]
+        links = [
+            {
+                "a": f"GPU-{name}-{a}",
+                "b": f"GPU-{name}-{b}",
+                "path": "PIX" if a // 2 == b // 2 else "SYS",
+                "p2p": draw(st.sampled_from(["verified", "untested", "failed"])),
+            }
+            for a in range(count)
+            for b in range(a + 1, count)
+        ]
+        excluded = draw(st.lists(st.integers(0, count - 1), unique=True, max_size=2))
+        labels = draw(st.lists(st.sampled_from(LABELS), unique=True))
+        documents[name] = {"gpus": gpus, "links": links, "policy": {"exclude_gpus": excluded, "labels": labels}}
+    return {"schema": 1, "hosts": documents}
+
+
+@st.composite
+def request(draw, number):
+    config = draw(st.sampled_from(sorted(FACTS)))
+    entry = {
+        "name": f"m{number}",
+        "source": "org/m",
+        "max_model_len": 2048,
+        "priority": draw(st.integers(0, 2)),
+        "replicas": {"min": draw(st.integers(1, 4))},
+        "quantization": draw(st.sampled_from(["auto", "auto", "none", "fp8"])),
+        "availability": {"hosts_lost": draw(st.sampled_from([0, 0, 1]))},
+        "tensor_parallel": draw(st.sampled_from([None, None, 1, 2, 4])),
+        "pipeline_parallel": draw(st.sampled_from([None, None, 1, 2])),
+        "placement": {
+            "hosts": draw(st.none() | st.lists(st.sampled_from(HOSTS), min_size=1, unique=True)),
+            "labels": draw(st.lists(st.sampled_from(LABELS), max_size=1)),
+            "spread_over_hosts": draw(st.booleans()),
+            "pins": draw(
+                st.lists(
+                    st.fixed_dictionaries(
+                        {"host": st.sampled_from(HOSTS)},
+                        optional={"gpus": st.lists(st.integers(0, 5), min_size=1, max_size=2, unique=True)},
+                    ),
+                    max_size=1,
+                )
+            ),
+        },
+    }
+    entry = {key: value for key, value in entry.items() if value is not None}
+    entry["placement"] = {key: value for key, value in entry["placement"].items() if value is not None}
+    return ResolvedModel(ModelRequest.model_validate(entry), f"models[{number}]", FACTS[config])
+
+
+@st.composite
+def fleets(draw):
+    count = draw(st.integers(1, 5))
+    return draw(hosts()), [draw(request(number)) for number in range(count)]
+
+
+def plan(document, models, current=(), **options):
+    return make_plan(parse_hosts(document, where="f"), models, current, engine_version="0.33.0", **options)
+
+
+def check(made, document, models, frozen=()):
+    """The constraints that no plan may break."""
+    requests = {model.request.name: model.request for model in models}
+    seen, ports, ids = set(), set(), set()
+    for one in made.instances:
+        assert one.id not in ids
+        ids.add(one.id)
+        assert not seen & set(one.gpus), "a GPU is given twice"
+        seen |= set(one.gpus)
+        for name in one.hosts:
+            assert (name, one.port) not in ports, "a port is given twice"
+            ports.add((name, one.port))
+        if not set(frozen).isdisjoint(one.hosts):
+            continue
+        (shard,) = one.shards
+        host = document["hosts"][shard.host]
+        gpus = {gpu["uuid"]: gpu for gpu in host["gpus"]}
+        asked = requests[one.model]
+        for uuid in shard.gpus:
+            assert gpus[uuid]["health"]["status"] != "blocked"
+            assert gpus[uuid]["name"] == "NVIDIA L40S"
+            assert gpus[uuid]["index"] not in host["policy"]["exclude_gpus"]
+        assert set(asked.placement.labels) <= set(host["policy"]["labels"])
+        assert asked.placement.hosts is None or shard.host in asked.placement.hosts
+        tensor, pipeline = one.engine_args["tensor_parallel_size"], one.engine_args["pipeline_parallel_size"]
+        assert tensor * pipeline == len(shard.gpus)
+        assert asked.forced_tensor_parallel in (None, tensor)
+        assert asked.forced_pipeline_parallel in (None, pipeline)
+        failed = {frozenset((link["a"], link["b"])) for link in host["links"] if link["p2p"] == "failed"}
+        for start in range(0, len(shard.gpus), tensor):
+            group = frozenset(shard.gpus[start : start + tensor])
+            assert not any(pair <= group for pair in failed)
+        assert one.memory["fits"]
+        assert one.memory["kv_cache_tokens_planned"] >= 2048
+        assert one.env["CUDA_VISIBLE_DEVICES"] == ",".join(shard.gpus)
+    for name, asked in requests.items():
+        mine = [one for one in made.instances if one.model == name]
+        refused = any(one.model == name for one in made.refused)
+        assert refused == (made.summary.carried[name] < 1) or asked.availability.hosts_lost
+        if refused or any(not set(frozen).isdisjoint(one.hosts) for one in mine):
+            continue
+        assert len(mine) == max(asked.replicas.min, len(asked.placement.pins), 1 + asked.availability.hosts_lost)
+        assert len({one.shards[0].host for one in mine}) > asked.availability.hosts_lost
+        for pin in asked.placement.pins:
+            assert any(
+                one.shards[0].host == pin.host
+                and (pin.gpus is None or set(one.shards[0].gpus) == {f"GPU-{pin.host}-{index}" for index in pin.gpus})
+                for one in mine
+            )
+    assert made.summary.gpus_used == len(seen) >= made.summary.gpus_lower_bound
+
+
+@thorough
+@given(fleets())
+def test_no_constraint_is_broken(fleet):
+    document, models = fleet
+    check(plan(document, models), document, models)
+
+
+@thorough
+@given(fleets())
+def test_planning_again_moves_nothing_and_changes_no_byte(fleet):
+    document, models = fleet
+    first = plan(document, models)
+    text = canonical_json(plan_to_document(first))
+    again = plan(document, models, plan_from_json(text, where="p").instances)
+    assert again.moves == ()
+    assert again.instances == first.instances
+
+
+@thorough
+@given(fleets(), st.randoms(use_true_random=False))
+def test_the_order_of_the_input_does_not_matter(fleet, random):
+    document, models = fleet
+    first = plan(document, models)
+    turned = copy.deepcopy(document)
+    names = list(turned["hosts"])
+    random.shuffle(names)
+    turned["hosts"] = {name: turned["hosts"][name] for name in names}
+    for host in turned["hosts"].values():
+        random.shuffle(host["gpus"])
+        random.shuffle(host["links"])
+    models = list(models)
+    random.shuffle(models)
+    current = list(first.instances)
+    random.shuffle(current)
+    assert canonical_json(plan_to_document(plan(turned, models))) == canonical_json(plan_to_document(first))
+    assert plan(turned, models, current) == plan(document, models, first.instances)
+
+
+@thorough
+@given(fleets(), fleets(), st.sets(st.sampled_from(HOSTS)))
+def test_any_change_keeps_the_constraints_and_frozen_hosts(before, after, frozen):
+    old_document, old_models = before
+    document, models = after
+    first = plan(old_document, old_models)
+    made = plan(document, models, first.instances, frozen=frozen)
+    check(made, document, models, frozen)
+    kept = {one.id: one for one in made.instances}
+    for one in first.instances:
+        if not frozen.isdisjoint(one.hosts):
+            left = kept[one.id]
+            assert (left.shards, left.port, left.engine_args) == (one.shards, one.port, one.engine_args)
+    new = {one.id for one in made.instances} - {one.id for one in first.instances}
+    assert not [one.id for one in made.instances if one.id in new and not frozen.isdisjoint(one.hosts)]
+    again = plan(document, models, made.instances, frozen=frozen)
+    assert again.instances == made.instances
+    assert again.moves == ()
+
+
+@thorough
+@given(fleets())
+def test_optimizing_is_never_worse_and_settles(fleet):
+    document, models = fleet
+    first = plan(document, models)
+    best = plan(document, models, first.instances, optimize=True)
+    check(best, document, models)
+    assert len(best.instances) >= len(first.instances)
+    settled = plan(document, models, best.instances, optimize=True)
+    assert settled.moves == ()
+
+
+@thorough
+@given(fleets(), st.data())
+def test_losing_a_gpu_moves_only_what_stood_on_it(fleet, data):
+    document, models = fleet
+    models = [
+        ResolvedModel(
+            model.request.model_copy(
+                update={"priority": 0, "availability": model.request.availability.model_copy(update={"hosts_lost": 0})}
+            ),
+            model.path,
+            model.facts,
+        )
+        for model in models
+    ]
+    first = plan(document, models)
+    name = data.draw(st.sampled_from(sorted(document["hosts"])))
+    index = data.draw(st.integers(0, len(document["hosts"][name]["gpus"]) - 1))
+    changed = copy.deepcopy(document)
+    changed["hosts"][name]["policy"]["exclude_gpus"] = sorted(
+        {*changed["hosts"][name]["policy"]["exclude_gpus"], index}
+    )
+    second = plan(changed, models, first.instances)
+    hit = {one.id for one in first.instances if (name, f"GPU-{name}-{index}") in one.gpus}
+    assert {move.id for move in second.moves} == hit
+    before = {one.id: one for one in first.instances}
+    assert all(one == before[one.id] for one in second.instances if one.id not in hit and one.id in before)
