@@ -110,7 +110,8 @@ def run_stage(stage: StageInput) -> StageResult:
     }
     frozen = {name: _why_frozen(name, stage.attempted) for name in present if name not in probed}
     remembered = _remembered(applied, frozen, notices)
-    current = [*_running(documents, applied, notices), *_on(applied, frozenset(frozen))]
+    # Hosts that are gone are asked no more: what the plan held there is lost.
+    current = [*_running(documents, applied, notices), *_elsewhere(applied, frozenset(documents))]
     plan = make_plan(
         [*documents.values(), *remembered.values()],
         models,
@@ -192,10 +193,11 @@ def _remembered(applied: _Applied | None, frozen: Mapping[str, str], notices: li
     return found
 
 
-def _on(applied: _Applied | None, hosts: frozenset[str]) -> list[Instance]:
+def _elsewhere(applied: _Applied | None, probed: frozenset[str]) -> list[Instance]:
+    """What the applied plan holds on hosts that were not probed."""
     if applied is None:
         return []
-    return [one for one in applied.plan.instances if not hosts.isdisjoint(one.hosts)]
+    return [one for one in applied.plan.instances if not probed.issuperset(one.hosts)]
 
 
 def _running(documents: Mapping[str, HostDocument], applied: _Applied | None, notices: list[str]) -> list[Instance]:

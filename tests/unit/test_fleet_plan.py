@@ -1,0 +1,125 @@
+"""The module fleet_plan, run by Ansible itself."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from fleet.plan_document import plan_from_json
+from plan_samples import ENGINE, ROOT, facts, model, models_text
+
+TASKS = """
+- hosts: localhost
+  gather_facts: false
+  vars:
+    ansible_python_interpreter: "{{ ansible_playbook_python }}"
+  tasks:
+    - fleet_plan: "{{ item }}"
+      loop: "{{ lookup('ansible.builtin.file', cases) | from_json }}"
+      ignore_errors: true
+      register: result
+    - ansible.builtin.copy:
+        content: "{{ result.results | to_json }}"
+        dest: "{{ cases }}.out"
+      check_mode: false
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*cases, check=False):
+        (tmp_path / "play.yml").write_text(TASKS)
+        (tmp_path / "cases.json").write_text(json.dumps(list(cases)))
+        done = subprocess.run(
+            [
+                os.path.join(os.path.dirname(sys.executable), "ansible-playbook"),
+                "--diff",
+                *(["--check"] if check else []),
+                "-i",
+                "localhost,",
+                "-c",
+                "local",
+                "-e",
+                f"cases={tmp_path}/cases.json",
+                str(tmp_path / "play.yml"),
+            ],
+            env=os.environ
+            | {
+                "ANSIBLE_LIBRARY": str(ROOT / "library"),
+                "ANSIBLE_MODULE_UTILS": str(ROOT / "module_utils"),
+                "ANSIBLE_LOCAL_TEMP": str(tmp_path / "tmp"),
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads((tmp_path / "cases.json.out").read_text())
+
+    return run
+
+
+def case(tmp_path, entries, **changes):
+    number = len(list(tmp_path.glob("models*.yml")))
+    path = tmp_path / f"models{number}.yml"
+    path.write_text(models_text(*entries))
+    document = facts("a", "b")
+    return {
+        "models_file": str(path),
+        "inventory_hosts": ["a", "b"],
+        "policies": {"a": {"fleet_labels": ["x"]}, "b": {}},
+        "hosts": document["hosts"],
+        "applied": [None, ""],
+        "accelerator": "cpu",
+        "engine_version": ENGINE,
+        "output": str(tmp_path / "state" / "plan.json"),
+        **changes,
+    }
+
+
+def test_writes_once_and_tells_the_truth(run, tmp_path):
+    entries = [model("m", replicas={"min": 2})]
+    first, second = run(case(tmp_path, entries), case(tmp_path, entries))
+    assert first["changed"]
+    assert first["diff"]["before"] == ""
+    assert "m-1:\n  a: GPU-a-0\n" in first["diff"]["after"]
+    assert first["applied_document"]["revision"] == 1
+    assert first["per_host"]["b"][0]["id"] == "m-2"
+    assert not second["changed"]
+    assert second["diff"]["before"] == second["diff"]["after"] == first["diff"]["after"]
+    written = plan_from_json((tmp_path / "state" / "plan.json").read_text(), where="plan.json")
+    assert [one.id for one in written.instances] == ["m-1", "m-2"]
+
+
+def test_check_mode_says_what_would_change_and_writes_nothing(run, tmp_path):
+    (result,) = run(case(tmp_path, [model("m")]), check=True)
+    assert result["changed"]
+    assert result["diff"]["after"]
+    assert not (tmp_path / "state").exists()
+
+
+def test_failures_are_clear_lines_and_write_nothing(run, tmp_path):
+    too_many = [model("m", replicas={"min": 99}), model("n", engine="triton")]
+    typo = case(tmp_path, [model("m")], policies={"a": {"fleet_exclude_gpu": [0]}})
+    mistakes = case(tmp_path, [model("m", task="chat")], validate_only=True)
+    partial, refused, typo, mistakes, valid = run(
+        case(tmp_path, too_many, allow_partial=True, output=None),
+        case(tmp_path, too_many),
+        typo,
+        mistakes,
+        case(tmp_path, [model("m")], validate_only=True, hosts={}),
+    )
+    assert not partial["failed"]
+    assert [one["model"] for one in partial["plan"]["refused"]] == ["m", "n"]
+    assert refused["failed"]
+    head, *lines = refused["msg"].splitlines()
+    assert head == "plan: some models cannot be placed"
+    assert len(lines) == 2
+    assert all("Nearest change: " in line for line in lines)
+    assert typo["msg"] == "host_vars a: fleet_exclude_gpu: unknown variable, did you mean 'fleet_exclude_gpus'?"
+    assert mistakes["msg"].endswith("models[0].task: must be one of generate, embed, score, got 'chat'")
+    assert not valid["failed"]
+    assert not valid["changed"]
+    assert not (tmp_path / "state").exists()
