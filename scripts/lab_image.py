@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 from pathlib import Path
 
@@ -42,21 +43,27 @@ def node_image(lab: str) -> str:
 
 
 def apt_sources() -> list[str]:
-    """One-line sources for the node's release, from the mirrors that this machine itself uses.
+    """One-line sources for the node's release, from the mirrors that this machine itself uses for its own.
 
-    Empty where this machine runs another release or names its mirrors in a way that a container cannot follow: then
+    Empty where this machine names its mirrors in a way that a container cannot follow, such as a local directory: then
     mmdebstrap takes Debian's default.
     """
+    own = platform.freedesktop_os_release().get("VERSION_CODENAME", RELEASE)
     listing = run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"],
         check=False,
     ).stdout
-    wanted = (RELEASE, f"{RELEASE}-updates", f"{RELEASE}-security")
+    return sources_for_nodes(listing, own)
+
+
+def sources_for_nodes(listing: str, own_release: str) -> list[str]:
+    """Turns `URI release component` lines about this machine's release into sources of the node's release."""
+    wanted = {f"{own_release}{suite}": f"{RELEASE}{suite}" for suite in ("", "-updates", "-security")}
     found = []
     for line in sorted(set(listing.splitlines())):
         uri, release, component = line.split()
         if release in wanted and component == "main" and uri.startswith(("http://", "https://")):
-            found.append(f"deb {uri} {release} {component}")
+            found.append(f"deb {uri} {wanted[release]} {component}")
     has_base = any(line.split()[2] == RELEASE for line in found)
     return found if has_base else []
 

@@ -46,6 +46,26 @@ def test_apt_sources_of_this_machine_have_the_release_itself_or_nothing():
     assert not sources or any(line.split()[2] == lab_image.RELEASE for line in sources)
 
 
+def test_apt_sources_follow_the_mirrors_of_another_release():
+    listing = """\
+http://mirror.example/debian/ trixie main
+http://mirror.example/debian/ trixie non-free
+http://mirror.example/debian/ trixie-updates main
+http://mirror.example/security/ trixie-security main
+https://apt.example/tools stable main
+"""
+    assert lab_image.sources_for_nodes(listing, "trixie") == [
+        "deb http://mirror.example/debian/ bookworm main",
+        "deb http://mirror.example/debian/ bookworm-updates main",
+        "deb http://mirror.example/security/ bookworm-security main",
+    ]
+
+
+@pytest.mark.parametrize("listing", ["", "file:/srv/mirror/ trixie main\n", "http://m.example/ trixie-updates main\n"])
+def test_apt_sources_that_nodes_cannot_follow_are_left_to_mmdebstrap(listing):
+    assert lab_image.sources_for_nodes(listing, "trixie") == []
+
+
 def test_ssh_configuration_is_what_ssh_makes_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(lab_nodes, "STATE", tmp_path)
     nodes = lab_nodes.LabNodes(lab_topology.Lab("demo"))
