@@ -109,7 +109,7 @@ DECIDED_ELSEWHERE = {
     "host": "the serving role sets it",
     "port": "the plan counts ports from fleet_engine_port_base",
     "uds": "the gateway reaches engines by TCP",
-    "api_key": "set fleet_api_key_file instead, so that the key stays out of files and arguments",
+    "api_key": "set fleet_engine_api_key instead, so that the key stays out of files and arguments",
     "hf_token": "a secret does not belong into a plan",
     "device_ids": "set placement.pins instead",
     "nnodes": "the plan decides it",
@@ -138,7 +138,7 @@ TWINS = {
 }
 RESERVED_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "the plan sets it; use placement.pins",
-    "VLLM_API_KEY": "a secret does not belong into a plan; set fleet_api_key_file instead",
+    "VLLM_API_KEY": "a secret does not belong into a plan; set fleet_engine_api_key instead",
 }
 
 

@@ -98,7 +98,7 @@ class _Health(MachineDocument):
 class _Gpu(MachineDocument):
     index: int = Field(ge=0)
     uuid: str | None = Field(default=None, min_length=1)
-    name: str = ""
+    name: str | None = None
     memory_total_bytes: int | None = Field(default=None, gt=0)
     pci_bus_id: str | None = None
     pci_device_id: str | None = None
@@ -228,24 +228,27 @@ def stable_part(document: Mapping[str, Any], policy: HostPolicy) -> dict[str, An
 
 
 def _gpu(gpu: _Gpu, where: str, *, provisional: bool) -> Gpu:
+    # Of a GPU that has fallen off the bus, or that no driver answers for, little is known; a blocked one is not used.
+    blocked = _blocked(gpu.health)
+    sketchy = provisional or blocked is not None
     uuid = gpu.uuid
     if uuid is None:
-        if not provisional:
+        if not sketchy:
             raise FleetError(f"{where}.uuid", "is required")
         if gpu.pci_bus_id is None:
             raise FleetError(f"{where}.pci_bus_id", "is required where there is no uuid")
         uuid = f"pci:{gpu.pci_bus_id}"
-    if not gpu.name and gpu.pci_device_id is None:
+    if not gpu.name and gpu.pci_device_id is None and not sketchy:
         raise FleetError(f"{where}.name", "is required")
-    if gpu.memory_total_bytes is None and not provisional:
+    if gpu.memory_total_bytes is None and not sketchy:
         raise FleetError(f"{where}.memory_total_bytes", "is required")
     return Gpu(
         index=gpu.index,
         uuid=uuid,
-        name=gpu.name,
+        name=gpu.name or "",
         numa_node=gpu.numa_node,
         model=_gpu_model(gpu),
-        blocked=_blocked(gpu.health),
+        blocked=blocked,
     )
 
 
@@ -260,7 +263,7 @@ def _gpu_model(gpu: _Gpu) -> GpuModel | None:
         if found is not None:
             return found
     try:
-        return gpu_by_name(gpu.name, where="")
+        return gpu_by_name(gpu.name or "", where="")
     except FleetError:
         return None
 
@@ -269,9 +272,8 @@ def _blocked(health: _Health | None) -> str | None:
     if health is None or health.status != "blocked":
         return None
     failed = [check for check in health.checks if check.status in ("blocked", "failed")]
-    return (
-        "; ".join(f"{check.name}: {check.evidence}" if check.evidence else check.name for check in failed) or "health"
-    )
+    named = [f"{check.name}: {check.evidence}" if check.evidence else check.name for check in failed]
+    return "; ".join(named) or "no check says why"
 
 
 def _refuse_shared_gpus(hosts: tuple[HostDocument, ...], where: str) -> None:

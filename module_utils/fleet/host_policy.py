@@ -18,7 +18,6 @@ State = Literal["present", "gone"]
 VARIABLES: Mapping[str, Kind] = {
     "fleet_address": "text",
     "fleet_allow_partial": "flag",
-    "fleet_api_key_file": "text",
     "fleet_client_keys": "elsewhere",
     "fleet_engine_api_key": "elsewhere",
     "fleet_engine_port_base": "count",

@@ -54,6 +54,14 @@ def test_a_pci_scan_needs_neither_uuid_nor_memory():
     assert parsed.gpus[0].model.name == "L40S"
 
 
+def test_a_gpu_that_fell_off_the_bus_is_blocked_and_little_else_is_known():
+    lost = {"index": 1, "uuid": None, "name": None, "memory_total_bytes": None, "pci_bus_id": "0000:41:00.0"}
+    parsed = parse_host("h", {"gpus": [gpu("h", 0), lost | {"health": {"status": "blocked"}}]}, where="x")
+    assert (parsed.gpus[1].uuid, parsed.gpus[1].blocked) == ("pci:0000:41:00.0", "no check says why")
+    with pytest.raises(FleetError, match=r"gpus\[1\]\.uuid: is required"):
+        parse_host("h", {"gpus": [gpu("h", 0), lost]}, where="x")
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [

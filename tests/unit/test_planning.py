@@ -327,6 +327,12 @@ class TestRefusals:
         assert 512 <= length < 4096
         assert not plan(facts("a"), [entry | {"max_model_len": length}]).refused
 
+    def test_more_kv_memory_than_there_is(self):
+        entry = model("m", engine_args={"kv_cache_memory_bytes": 40 * 2**30}, tensor_parallel=1)
+        (one,) = plan(facts("a"), [entry]).refused
+        assert one.constraint == "memory"
+        assert "kv_cache_memory_bytes asks for 40.00 GiB" in one.explanation
+
     def test_a_context_above_the_models_own(self):
         (one,) = plan(facts("a"), [model("m", "llama-2-13b", max_model_len=8192)]).refused
         assert one.constraint == "max_model_len"
