@@ -24,6 +24,8 @@ from lab_topology import GPU_HOSTS, NODES, Lab, nvml_description
 LABEL = "l40s-fleet"
 USER = "ops"
 READY_TIMEOUT_S = 60.0
+# Engines are part of a node's boot, which is over when they serve; the node can be reached long before.
+WITH_ENGINES = ("running", "starting")
 COMPILE = (
     *("gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"),
     *("-fPIC", "-fvisibility=hidden", "-pthread", "-shared", "-Wl,-soname,libnvidia-ml.so.1", "-Wl,-z,defs"),
@@ -72,7 +74,7 @@ class LabNodes:
                 return
             say(self.lab.name, f"starting {node}")
             podman("start", name)
-            self._wait_for(node, deadline)
+            self._wait_for(node, deadline, WITH_ENGINES)
             return
         say(self.lab.name, f"{'creating' if container is None else 'replacing'} {node} ({self.lab.address(node)})")
         if container is not None:
@@ -96,7 +98,7 @@ class LabNodes:
     def restart(self, node: str) -> None:
         """Restarts a node, as a reboot does, and waits until it can be reached again."""
         podman("restart", "--time", "30", self.lab.container(node))
-        self._wait_for(node, time.monotonic() + READY_TIMEOUT_S)
+        self._wait_for(node, time.monotonic() + READY_TIMEOUT_S, WITH_ENGINES)
 
     def _replace_foreign(self, existing: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         owners = {container["Labels"].get(f"{LABEL}.checkout", "?") for container in existing.values()}
@@ -205,7 +207,7 @@ class LabNodes:
         command = f"install -m 0644 {source} /usr/local/lib/{NVML_LIBRARY} && ldconfig"
         podman("exec", self.lab.container(node), "sh", "-c", command)
 
-    def _wait_for(self, node: str, deadline: float) -> None:
+    def _wait_for(self, node: str, deadline: float, enough: tuple[str, ...] = ("running",)) -> None:
         state = ""
         while time.monotonic() < deadline:
             command = ["systemctl", "is-system-running"]
@@ -214,7 +216,7 @@ class LabNodes:
                 listing = ["systemctl", "--failed", "--plain", "--no-legend"]
                 failed = podman("exec", self.lab.container(node), *listing).stdout
                 raise LabError(f"{node}: systemd is degraded: {' '.join(failed.split())}")
-            if state == "running" and answers(self.lab.address(node)):
+            if state in enough and answers(self.lab.address(node)):
                 return
             time.sleep(0.2)
         raise LabError(f"{node}: not ready after {READY_TIMEOUT_S:.0f} s; systemd says {state or 'nothing'}")

@@ -12,14 +12,18 @@ from .errors import FleetError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# The switches of vLLM 0.32 and 0.33 that have no negative form; false is what they are when they are left out.
+_WITHOUT_NEGATIVE = frozenset(
+    ["headless", "grpc", "disable_log_stats", "aggregate_engine_logging", "data_parallel_multi_port_external_lb"]
+)
 _HEADER = "# Managed by l40s-fleet: the next run overwrites changes.\n"
 
 
 def render_config(engine_args: Mapping[str, Any], host: str, port: int, shutdown_timeout_s: int) -> str:
     """``config.yaml`` for ``vllm serve --config``.
 
-    Names are written with dashes: vLLM turns a false value into ``--no-NAME`` only if that is an option as it is spelt,
-    and drops it in silence otherwise (0.32: utils/argparse_utils.py, load_config_file).
+    A false value becomes ``no-NAME: true``: vLLM's loader drops false values in silence (load_config_file in
+    utils/argparse_utils.py of 0.32 and 0.33 looks for the negative option among those of ``vllm``, not of ``serve``).
 
     Args:
         engine_args: vLLM's EngineArgs by name; the value None leaves the argument out.
@@ -30,19 +34,22 @@ def render_config(engine_args: Mapping[str, Any], host: str, port: int, shutdown
     # The gateway and the monitoring ask every few seconds.
     quiet = {"disable_access_log_for_endpoints": "/health,/metrics"}
     values = {"host": host, "port": port, "shutdown_timeout": shutdown_timeout_s, **quiet, **engine_args}
-    document = {
-        name.replace("_", "-"): _value(values[name])
-        for name in sorted(values)
-        if values[name] is not None and values[name] != []
-    }
+    document = dict(_option(name, values[name]) for name in sorted(values) if _is_given(name, values[name]))
     return _HEADER + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def _value(value: Any) -> Any:
-    """A value that survives vLLM's loader, which turns list items into text with str(): objects among them are JSON."""
+def _is_given(name: str, value: Any) -> bool:
+    return value is not None and value != [] and not (value is False and name in _WITHOUT_NEGATIVE)
+
+
+def _option(name: str, value: Any) -> tuple[str, Any]:
+    """Name and value as vLLM's loader passes them on; it turns list items into text with str(), so objects are JSON."""
+    option = name.replace("_", "-")
+    if value is False:
+        return f"no-{option}", True
     if isinstance(value, (list, tuple)):
-        return [json.dumps(item, sort_keys=True) if isinstance(item, dict) else item for item in value]
-    return value
+        return option, [json.dumps(item, sort_keys=True) if isinstance(item, dict) else item for item in value]
+    return option, value
 
 
 def render_environment(values: Mapping[str, Any]) -> str:

@@ -10,12 +10,14 @@ from fleet.errors import FleetError
 from fleet.instances import listen_address
 
 
-def test_names_have_dashes_so_that_vllm_sees_false_values():
-    text = render_config({"enable_prefix_caching": False, "served_model_name": ["a", "b"]}, "10.0.0.7", 8100, 30)
+def test_switches_that_are_off_are_said_by_their_negative_form():
+    """vLLM's loader drops false values; some switches have no negative form and are off when left out."""
+    arguments = {"enable_prefix_caching": False, "enforce_eager": True, "headless": False}
+    text = render_config(arguments, "10.0.0.7", 8100, 30)
     document = yaml.safe_load(text)
-    assert document["enable-prefix-caching"] is False
-    assert document["served-model-name"] == ["a", "b"]
-    assert not [name for name in document if "_" in name]
+    assert document["no-enable-prefix-caching"] is True
+    assert document["enforce-eager"] is True
+    assert not [name for name in document if "headless" in name or "_" in name or document[name] is False]
     assert listen_address(text) == ("10.0.0.7", 8100)
 
 
