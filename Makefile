@@ -8,7 +8,7 @@ SHELL_FILES := .ci/run scripts/setup scripts/lab
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/module_utils
 
-.PHONY: help setup demo lab lab-down test lint types unit molecule conformance bench
+.PHONY: help setup demo lab lab-down test lint types unit molecule soak
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,3 +43,6 @@ unit: setup ## Unit, property and golden tests
 
 molecule: setup ## Every molecule scenario on the lab's nodes
 	@scripts/molecule-all $(SCENARIOS)
+
+soak: setup ## The long evidence, or one part of it: make soak PART=kills
+	@python tests/soak/run.py $(PART)

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -178,6 +179,17 @@ class Fleet:
         return answer["model"]
 
 
+def settled(fleet: Fleet, seconds: float = 120) -> dict[str, dict]:
+    """The instances, once every unit is active."""
+    limit = time.monotonic() + seconds
+    while True:
+        instances = fleet.instances()
+        if instances and all(instance["state"] == "active" for instance in instances.values()):
+            return instances
+        assert time.monotonic() < limit, {name: instance["state"] for name, instance in instances.items()}
+        time.sleep(1)
+
+
 class RequestLoop:
     """Completions of every model through the gateway, one after another, until stopped."""
 
@@ -204,3 +216,17 @@ class RequestLoop:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=90)
+
+
+def working_copy(inventory: pathlib.Path) -> pathlib.Path:
+    """The lab's inventory copied to a place where it may be edited, replacing what is there."""
+    original = ROOT / "inventory" / "lab"
+    shutil.rmtree(inventory, ignore_errors=True)
+    shutil.copytree(original, inventory, ignore=shutil.ignore_patterns("state"))
+    document = yaml.safe_load((original / "models.yml").read_text())
+    for model in document["models"]:
+        kind, _, path = model["source"].partition(":")
+        if kind == "file" and not path.startswith("/"):
+            model["source"] = f"file:{(original / path).resolve()}"
+    (inventory / "models.yml").write_text(yaml.safe_dump(document, sort_keys=False))
+    return inventory

@@ -13,18 +13,7 @@ import time
 
 import pytest
 import yaml
-from fleet_lab import GPU_HOSTS, Fleet, RequestLoop
-
-
-def settled(fleet: Fleet, seconds: float = 120) -> dict[str, dict]:
-    """The instances, once every unit is active."""
-    limit = time.monotonic() + seconds
-    while True:
-        instances = fleet.instances()
-        if instances and all(instance["state"] == "active" for instance in instances.values()):
-            return instances
-        assert time.monotonic() < limit, {name: instance["state"] for name, instance in instances.items()}
-        time.sleep(1)
+from fleet_lab import GPU_HOSTS, Fleet, RequestLoop, settled
 
 
 def names(fleet: Fleet) -> list[str]:
@@ -39,7 +28,7 @@ def assert_no_gpu_twice(instances: dict[str, dict]) -> None:
 def test_every_model_answers_through_the_gateway(lab: Fleet) -> None:
     for model in lab.models():
         for name in (model["name"], *model.get("aliases", [])):
-            assert lab.complete(name) == name
+            assert lab.complete(name) == model["name"]
 
 
 def test_a_second_run_changes_nothing(lab: Fleet) -> None:
@@ -228,3 +217,27 @@ def test_no_sudo_stops_the_run_before_any_change(lab: Fleet) -> None:
     assert set(run.changed().values()) <= {0}
     assert "sudo" in run.output
     assert "l40s-01" in run.output
+
+
+def test_an_unsupported_system_stops_the_run_before_any_change(lab: Fleet) -> None:
+    node = lab.nodes["gw-01"]
+    node.sh("cp --dereference /etc/os-release /root/os-release && sed -i s/=debian/=plan9/ /usr/lib/os-release")
+    try:
+        run = lab.run(expect=2)
+    finally:
+        node.sh("cp /root/os-release /usr/lib/os-release && rm /root/os-release")
+    assert set(run.changed().values()) <= {0}
+    assert "gw-01" in run.output
+    assert "plan9" in run.output
+
+
+def test_too_little_disk_stops_the_run_before_any_change(lab: Fleet) -> None:
+    node = lab.nodes["l40s-03"]
+    node.sh("mkdir -p /var/lib/l40s-fleet && mount -t tmpfs -o size=64k none /var/lib/l40s-fleet")
+    try:
+        run = lab.run(expect=2)
+    finally:
+        node.sh("umount /var/lib/l40s-fleet")
+    assert set(run.changed().values()) <= {0}
+    assert "l40s-03" in run.output
+    assert "/var/lib" in run.output
