@@ -57,6 +57,7 @@ class HostDocument:
     Args:
         instances: records of what runs there, as they were read; ``plan_document`` understands them.
         provisional: the GPUs are known from a PCI scan only, because no driver answered.
+        closed: a check of the whole host failed, and which; what runs there stays, nothing new is put there.
     """
 
     name: str
@@ -65,6 +66,7 @@ class HostDocument:
     policy: HostPolicy
     instances: tuple[Mapping[str, Any], ...]
     provisional: bool
+    closed: str | None = None
 
     def excluded_uuids(self) -> frozenset[str]:
         """UUIDs of the GPUs that the operator excludes.
@@ -124,6 +126,7 @@ class _Host(MachineDocument):
     policy: _Policy | None = None
     instances: Annotated[tuple[dict[str, Any], ...], BeforeValidator(list_as_tuple)] | None = None
     provisional: bool = False
+    health: _Health | None = None
     driver_version: str | None = None
     cuda_driver_version: int | None = None
 
@@ -195,6 +198,8 @@ def parse_host(name: str, document: object, *, where: str, path: str = "") -> Ho
         policy=HostPolicy(exclude_gpus=policy.exclude_gpus, labels=tuple(sorted(policy.labels))),
         instances=host.instances or (),
         provisional=host.provisional,
+        # A host without a driver is closed by that alone; it is planned provisionally all the same.
+        closed=None if host.provisional else _blocked(host.health),
     )
 
 

@@ -282,6 +282,8 @@ def _per_host(plan: Plan) -> dict[str, list[dict[str, Any]]]:
 def _notices(documents: Mapping[str, HostDocument], frozen: Mapping[str, str], plan: Plan) -> list[str]:
     lines = [f"{host} is left as it is: {reason}." for host, reason in frozen.items()]
     for host in documents.values():
+        if host.closed is not None:
+            lines.append(f"{host.name} gets nothing new: {host.closed}.")
         lines += [
             f"{host.name} {gpu.label} is not used: {gpu.blocked}." for gpu in host.gpus if gpu.blocked is not None
         ]

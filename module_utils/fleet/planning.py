@@ -263,7 +263,9 @@ class _Planner:
                 priority=request.priority,
                 count=max(0, target - len(frozen_hosts)),
                 shapes=tuple(one.shape for one in sorted(fitting, key=lambda one: one.shape.gpus)),
-                hosts=frozenset(host.name for host in eligible if host.name not in self._frozen),
+                hosts=frozenset(
+                    host.name for host in eligible if host.name not in self._frozen and host.closed is None
+                ),
                 pins=pins,
                 spread=request.placement.spread_over_hosts,
                 min_hosts=1 + request.availability.hosts_lost,

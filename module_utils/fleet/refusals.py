@@ -123,7 +123,7 @@ def short_of_room(
         if pin.host not in hosts:
             why = f"{pin.host} was not reached or is gone"
         elif pin.host not in wish.hosts:
-            why = f"{pin.host} was not reached, or placement does not allow it"
+            why = hosts[pin.host].closed or f"{pin.host} was not reached, or placement does not allow it"
         else:
             sizes = ", ".join(str(size) for size in sorted({shape.gpus for shape in wish.shapes}))
             why = f"they are not free, not usable, or not as many as the model needs ({sizes})"
@@ -143,7 +143,7 @@ def short_of_room(
     needed = min(shape.gpus for shape in wish.shapes)
     free = {name: len(decision.free.get(name, ())) for name in sorted(wish.hosts)}
     best = max(free, key=lambda name: (free[name], name), default=None)
-    room = f"the most that are free is {free[best]}, on {best}" if best else "no host that it may use was reached"
+    room = f"the most that are free is {free[best]}, on {best}" if best else _why_no_host(hosts)
     kinds = ", ".join(sorted({shape.kind for shape in wish.shapes}))
     explanation = f"{missing}: each needs {needed} free {kinds} on one host, {room}."
     if shortage.left:
@@ -153,6 +153,13 @@ def short_of_room(
     changes = ["fleet_optimize=true"] if optimizing_helps else []
     changes += [fewer] if fewer else []
     return Refusal(request.name, "gpus", explanation, _any_of([*changes, more]))
+
+
+def _why_no_host(hosts: Mapping[str, HostDocument]) -> str:
+    closed = [f"{host.name} ({host.closed})" for host in hosts.values() if host.closed is not None]
+    if closed:
+        return f"hosts that get nothing new: {', '.join(closed)}"
+    return "no host that it may use was reached"
 
 
 def _no_host(model: ResolvedModel, hosts: Mapping[str, HostDocument]) -> Refusal:

@@ -154,6 +154,20 @@ def test_provisional_hosts_mark_their_instances():
     assert "provisional" not in plan_to_document(plan(facts("a"), [model("m")]))["instances"][0]
 
 
+def test_a_host_that_fails_a_check_keeps_what_runs_and_gets_nothing_new():
+    document = facts("a", "b")
+    first = plan(document, [model("m", replicas={"min": 2})])
+    checks = [{"name": "cuda", "status": "blocked", "evidence": "driver too old"}]
+    document["hosts"]["b"]["health"] = {"status": "blocked", "checks": checks}
+    second = plan(document, [model("m", replicas={"min": 2}), model("n", replicas={"min": 2})], first.instances)
+    assert {one.id: one.shards[0].host for one in second.instances} == {"m-1": "a", "m-2": "b", "n-1": "a", "n-2": "a"}
+    assert second.moves == ()
+    (one,) = plan(document, [model("n", placement={"hosts": ["b"]})]).refused
+    assert "hosts that get nothing new: b (cuda: driver too old)" in one.explanation
+    document["hosts"]["b"]["provisional"] = True
+    assert not plan(document, [model("n", placement={"hosts": ["b"]})]).refused
+
+
 def test_planning_again_changes_no_byte():
     document = facts("a", "b")
     entries = [model("m", replicas={"min": 3}), model("w", "llama-3-70b")]
