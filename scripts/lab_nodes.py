@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +93,8 @@ class LabNodes:
         if names:
             podman("rm", "--force", "--time", "5", *names)
         podman("network", "rm", "--force", self.lab.network, check=False)
-        if self.directory.exists():
-            shutil.rmtree(self.directory)
+        for directory in (self.directory, control_sockets(self.lab)):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def restart(self, node: str) -> None:
         """Restarts a node, as a reboot does, and waits until it can be reached again."""
@@ -101,11 +102,10 @@ class LabNodes:
         self._wait_for(node, time.monotonic() + READY_TIMEOUT_S, WITH_ENGINES)
 
     def _replace_foreign(self, existing: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        owners = {container["Labels"].get(f"{LABEL}.checkout", "?") for container in existing.values()}
-        owners.discard(str(CHECKOUT))
+        owners = foreign_owners(existing)
         if not owners:
             return existing
-        say(self.lab.name, f"replacing the lab of the same name that belongs to {', '.join(sorted(owners))}")
+        say(self.lab.name, f"replacing the lab of the same name that belongs to {', '.join(owners)}")
         podman("rm", "--force", "--time", "5", *existing)
         return {}
 
@@ -222,6 +222,12 @@ class LabNodes:
         raise LabError(f"{node}: not ready after {READY_TIMEOUT_S:.0f} s; systemd says {state or 'nothing'}")
 
 
+def foreign_owners(containers: dict[str, dict[str, Any]]) -> list[str]:
+    """The other checkouts that some of the containers belong to."""
+    owners = {str(container["Labels"].get(f"{LABEL}.checkout")) for container in containers.values()}
+    return sorted(owners - {str(CHECKOUT)})
+
+
 def _specification(image: str, arguments: list[str]) -> str:
     """A digest of everything that a node is made from: nodes made from something else are replaced."""
     digest = hashlib.sha256("\0".join([image, *arguments]).encode())
@@ -236,8 +242,11 @@ def _specification(image: str, arguments: list[str]) -> str:
 
 
 def control_sockets(lab: Lab) -> Path:
-    """Where ssh keeps the sockets of shared connections: their paths must be short, and a checkout's may be long."""
-    return Path("/run/l40s-lab") / lab.name
+    """Where ssh keeps the sockets of shared connections: their paths must be short, and a checkout's may be long.
+
+    Another checkout has another directory: an open connection would let it in without asking for its key.
+    """
+    return Path("/run/l40s-lab") / f"{lab.name}-{zlib.crc32(str(CHECKOUT).encode()):08x}"
 
 
 def answers(address: str) -> bool:
