@@ -134,8 +134,9 @@ class Systemd:
             self._must("enable", "--quiet", *units)
 
     def queue(self, verb: str, units: Sequence[str]) -> None:
-        """Queues ``start`` or ``restart`` and returns at once."""
+        """Queues ``start`` or ``restart`` and returns at once. Failures of earlier starts do not count against it."""
         if units:
+            self._run(["systemctl", "reset-failed", *units])
             self._must(verb, "--no-block", *units)
 
     def stop(self, units: Sequence[str]) -> None:
@@ -148,7 +149,7 @@ class Systemd:
         if units:
             self.stop(units)
             self._must("disable", "--quiet", *units)
-            # Not one of them may have failed, which is no fault.
+            # systemctl complains of those that are not loaded any more.
             self._run(["systemctl", "reset-failed", *units])
 
     def journal(self, unit: str, invocation: str, lines: int = 400) -> str:
