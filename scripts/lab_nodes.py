@@ -25,8 +25,8 @@ from lab_topology import GPU_HOSTS, NODES, Lab, nvml_description
 LABEL = "l40s-fleet"
 USER = "ops"
 READY_TIMEOUT_S = 60.0
-# Engines are part of a node's boot, which is over when they serve; the node can be reached long before. Whether they start
-# is not the lab's business.
+# Engines are part of a node's boot, which is over when they serve; the node can be reached long before. Whether they
+# start is not the lab's business.
 WITH_ENGINES = ("running", "starting", "degraded")
 COMPILE = (
     *("gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror"),
