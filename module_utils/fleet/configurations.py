@@ -194,8 +194,8 @@ def _too_much_asked(facts: ModelFacts, gpu: GpuModel, options: EngineOptions) ->
 
 def precision_words(quantization: str, kv_cache_dtype: str) -> str:
     """A precision as it is told to people."""
-    weights = "unquantized weights" if quantization == "none" else f"{quantization} weights"
-    return weights if kv_cache_dtype == "auto" else f"{weights}, {kv_cache_dtype} KV cache"
+    weights = "unquantized weights" if quantization == "none" else f"{quantization.upper()} weights"
+    return weights if kv_cache_dtype == "auto" else f"{weights} and {kv_cache_dtype.upper()} KV cache"
 
 
 def _shapes(request: ModelRequest, gpu: GpuModel, count: int) -> Iterator[Shape]:
@@ -231,11 +231,10 @@ def _reasons(shape: Shape, estimate: MemoryEstimate, choice: PrecisionChoice) ->
         f" {estimate.kv_cache_tokens_planned:,} tokens of KV cache, {estimate.max_concurrency:.1f} requests of"
         f" {estimate.max_model_len:,} tokens at a time."
     ]
-    lines += [
-        f"Not {precision_words(other.quantization, other.kv_cache_dtype)}: {other.why_not}."
-        for other in choice.alternatives
-        if other.why_not is not None
-    ]
+    for other in choice.alternatives:
+        if other.why_not is not None:
+            words = precision_words(other.quantization, other.kv_cache_dtype)
+            lines.append(f"{words[0].upper()}{words[1:]} do not do: {other.why_not}.")
     if shape.gpus > 1:
         sizes = f"tensor parallel {shape.tensor_parallel}, pipeline parallel {shape.pipeline_parallel}"
         lines.append(f"{shape.gpus} GPUs ({sizes}).")

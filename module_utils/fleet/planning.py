@@ -94,6 +94,7 @@ class _Planner:
         self._current: dict[str, Instance] = {}
         self._sort_current(current)
         self._smallest: dict[str, tuple[Configuration, ...]] = {}
+        self._misfits: dict[str, tuple[Misfit, ...]] = {}
         self._why_leaving: dict[str, str] = {}
         self._refused: list[Refusal] = []
 
@@ -236,6 +237,7 @@ class _Planner:
             fitting += found
             misfits += missed
         self._smallest[request.name] = tuple(fitting)
+        self._misfits[request.name] = tuple(misfits)
         frozen_hosts = [one.shards[0].host for one in self._kept_verbatim if one.model == request.name]
         target = _target(request)
         if not fitting:
@@ -342,7 +344,12 @@ class _Planner:
             port=port,
             memory=memory,
             speed={},
-            reasons=(self._why_there(placed, identity, prepared), *found.reasons, *_number_reasons(prepared)),
+            reasons=(
+                self._why_there(placed, identity, prepared),
+                *found.reasons,
+                *self._why_so_many_gpus(placed),
+                *_number_reasons(prepared),
+            ),
             checkpoint=model.checkpoint,
             provisional=self._hosts[placed.host].provisional,
         )
@@ -352,18 +359,32 @@ class _Planner:
         if placed.stays:
             before = self._current[identity].reasons
             return before[0] if before else f"Stays on {where}, where it runs."
-        choice = "the host with the fewest replicas of the model, then the largest share of free GPUs"
+        allowed = len(prepared.wish.hosts)
+        choice = "the host with the largest share of free GPUs"
+        if prepared.target > 1:
+            choice = "the host with the fewest replicas of the model, then the largest share of free GPUs"
         if not prepared.wish.spread:
             choice = "the fullest host that has room, because spread_over_hosts is false"
         if placed.pin is not None:
             choice = f"placement.pins[{prepared.pins[placed.pin]}] asks for it"
-        elif len(prepared.wish.hosts) < len(self._rooms):
-            choice += f" among the {len(prepared.wish.hosts)} that placement allows"
+        elif allowed == 1:
+            choice = "the only host that may be used"
+        elif allowed < len(self._rooms):
+            choice += f" among the {allowed} that may be used"
         if placed.standing is None:
             return f"On {where}: {choice}."
         origin = self._place_words(placed.standing.host, placed.standing.gpus)
         why = self._why_leaving.get(identity) or _CAUSE_WORDS[placed.cause or "optimize"]
         return f"Moved from {origin} to {where}, because {why}; {choice}."
+
+    def _why_so_many_gpus(self, placed: Placed) -> list[str]:
+        fewer = [one for one in self._misfits[placed.model] if one.shape.gpus < placed.shape.gpus]
+        if not fewer:
+            return []
+        # The most GPUs that did not do, in the way that came closest.
+        most = max(one.shape.gpus for one in fewer)
+        closest = min((one for one in fewer if one.shape.gpus == most), key=lambda one: one.missing_bytes)
+        return [f"{most} GPU{'s do' if most > 1 else ' does'} not do: {closest.explanation}."]
 
     def _place_words(self, host: str, uuids: Sequence[str]) -> str:
         gpus = [self._gpus.get((host, uuid)) for uuid in uuids]

@@ -421,10 +421,18 @@ def test_an_excluded_gpu_that_does_not_exist_is_an_error():
 
 def test_reasons_tell_precision_place_and_number():
     (one,) = plan(facts("a"), [model("m", demand={"requests_per_second": 3})]).instances
-    assert one.reasons[0].startswith("On a GPU 0: the host with the fewest replicas")
+    assert one.reasons[0] == "On a GPU 0: the only host that may be used."
     assert one.reasons[1].startswith("Unquantized weights: 15.")
     assert one.reasons[2] == "1 replica, from replicas.min."
     assert one.reasons[3].startswith("The demand of 3 requests/s does not change the number yet")
+
+
+def test_reasons_tell_why_fewer_gpus_do_not_do():
+    (one,) = plan(facts("a", "b"), [model("m", "llama-3-70b")]).instances
+    assert one.reasons[0] == "On a GPUs 0, 1: the host with the largest share of free GPUs."
+    (line,) = [line for line in one.reasons if line.startswith("1 GPU does not do: ")]
+    assert "FP8 weights and FP8 KV cache: " in line
+    assert "GiB short of one request of 4096 tokens" in line
 
 
 def test_candidates_allow_the_bound_to_be_recomputed():
