@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .engine_options import options_from_engine_args
 from .errors import FleetError
 from .memory import estimate_memory
-from .placement import Shape
+from .placement_problem import Shape
 from .quantization import choose_precision
 
 if TYPE_CHECKING:

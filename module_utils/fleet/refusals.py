@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .configurations import Misfit, ResolvedModel
     from .hardware import GpuModel
     from .host_document import HostDocument
-    from .placement import Decision, Shortage, Wish
+    from .placement_problem import Decision, Shortage, Wish
 
 
 def unsupported(model: ResolvedModel) -> Refusal | None:

@@ -1,4 +1,5 @@
-from fleet.placement import GpuRoom, HostRoom, PinnedPlace, Shape, Standing, Wish, choose_gpus, decide
+from fleet.placement import choose_gpus, decide
+from fleet.placement_problem import GpuRoom, HostRoom, PinnedPlace, Shape, Standing, Wish
 
 ONE = Shape("L40S")
 TP2 = Shape("L40S", tensor_parallel=2)
