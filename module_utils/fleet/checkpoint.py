@@ -117,7 +117,9 @@ def manifest(path: str | Path) -> dict[str, object]:
     return {
         "files": files,
         "digest": hashlib.sha256(canonical).hexdigest(),
-        "total_bytes": sum(file.stat().st_size for file in root.rglob("*") if file.relative_to(root).as_posix() in files),
+        "total_bytes": sum(
+            file.stat().st_size for file in root.rglob("*") if file.relative_to(root).as_posix() in files
+        ),
     }
 
 

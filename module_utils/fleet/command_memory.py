@@ -30,6 +30,7 @@ _OPTIONS = {
     "block_size": "block_size",
     "attention_backend": "attention_backend",
     "engine_version": "engine_version",
+    "weight_kernel": "weight_kernel",
 }
 
 
@@ -52,6 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--block-size", type=int)
     parser.add_argument("--attention-backend")
     parser.add_argument("--engine-version", default=DEFAULT_ENGINE_VERSION)
+    parser.add_argument(
+        "--kernel", dest="weight_kernel", help="kernel of INT4 weights: marlin or machete (default: what the GPU gets)"
+    )
     parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
 
 

@@ -76,6 +76,15 @@ class ConfigReader:
             raise FleetError(f"{self.where}: {key}", f"must be a list of strings, got {value!r}")
         return tuple(value)
 
+    def items(self, key: str) -> tuple[object, ...]:
+        """A list of anything, empty where it is missing or null."""
+        value = self._get(key)
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            raise FleetError(f"{self.where}: {key}", f"must be a list, got {value!r}")
+        return tuple(value)
+
     def integers(self, key: str) -> tuple[int, ...]:
         """A list of whole numbers, empty where it is missing or null."""
         value = self._get(key)

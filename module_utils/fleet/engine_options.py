@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 DEFAULT_ENGINE_VERSION = "0.33.0"
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.92
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+WEIGHT_KERNELS = ("marlin", "machete")
 KV_CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")
 
 
@@ -43,7 +44,8 @@ class EngineOptions:
 
     ``quantization`` is vLLM's flag: online ``fp8`` and the like on an unquantized checkpoint. None leaves it out, and
     a quantized checkpoint then says its own method. ``engine_version`` chooses among constants, it is no argument of
-    vLLM.
+    vLLM. ``weight_kernel`` is the kernel of INT4 weights, ``marlin`` or ``machete``; None is what the GPU gets: Machete
+    on Hopper, Marlin elsewhere (and on Hopper with VLLM_DISABLED_KERNELS=MacheteLinearKernel).
     """
 
     dtype: str = "auto"
@@ -63,6 +65,7 @@ class EngineOptions:
     speculative: SpeculativeOptions | None = None
     lora: LoraOptions | None = None
     limit_mm_per_prompt: tuple[tuple[str, int], ...] | None = None
+    weight_kernel: str | None = None
     engine_version: str = DEFAULT_ENGINE_VERSION
 
     @property
@@ -106,7 +109,9 @@ def engine_args_document(options: EngineOptions) -> dict[str, object]:
     return document
 
 
-_NOT_ARGUMENTS = frozenset({"engine_version", "speculative", "lora", "limit_mm_per_prompt", "pipeline_layers"})
+_NOT_ARGUMENTS = frozenset(
+    {"engine_version", "speculative", "lora", "limit_mm_per_prompt", "pipeline_layers", "weight_kernel"}
+)
 
 
 def _speculative_document(speculative: SpeculativeOptions) -> dict[str, object]:
@@ -159,6 +164,13 @@ def _kv_cache_dtype(value: object, where: str) -> str:
     return text
 
 
+def _weight_kernel(value: object, where: str) -> str:
+    text = _text(value, where).lower()
+    if text not in WEIGHT_KERNELS:
+        raise FleetError(where, f"must be one of {', '.join(WEIGHT_KERNELS)}, got {value!r}")
+    return text
+
+
 def _speculative(value: object, where: str) -> SpeculativeOptions:
     if not isinstance(value, dict):
         raise FleetError(where, f"must be a mapping, got {value!r}")
@@ -205,6 +217,7 @@ _CHECKS = {
     "max_lora_rank": _positive,
     "limit_mm_per_prompt": _limits,
     "engine_version": _text,
+    "weight_kernel": _weight_kernel,
 }
 
 

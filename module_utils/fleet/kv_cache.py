@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -76,12 +77,13 @@ def page_bytes(attention: AttentionFacts, block_size: int, element_bytes: int, t
     return block_size * heads * (attention.head_size + attention.head_size_v) * element_bytes
 
 
+@lru_cache(maxsize=4096)
 def kv_cache_layout(
-    models: Sequence[tuple[ModelFacts, int]],
+    models: tuple[tuple[ModelFacts, int], ...],
     *,
     block_size: int,
     element_bytes: int,
-    stages: Sequence[int],
+    stages: tuple[int, ...],
     in_flight_tokens: int,
     reserves_null_block: bool,
 ) -> KvCacheLayout:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .activations import activation_bytes
+from .activations import RankShape, activation_bytes, cudagraph_bytes, runner_buffers_bytes, uses_second_runner
+from .engine_behaviour import (
+    NON_TORCH_FIRST_RUNNER_BYTES,
+    NON_TORCH_PER_PEER_BYTES,
+    NON_TORCH_SECOND_RUNNER_BYTES,
+    EngineBehaviour,
+    engine_behaviour,
+)
 from .errors import FleetError
 from .kv_cache import DEFAULT_BLOCK_SIZE, KvCacheLayout, kv_cache_layout
 from .quantization_config import planned_quantization
@@ -14,9 +22,10 @@ from .weights import (
     DTYPE_BYTES,
     MACHETE,
     MARLIN,
-    RankWeights,
+    WeightKernel,
     WeightPlan,
     check_divisible,
+    lora_bytes,
     pipeline_split,
     rank_weights,
 )
@@ -28,11 +37,19 @@ if TYPE_CHECKING:
     from .quantization_config import QuantizationFacts
 
 _MIB = 1024**2
+_GIB = 1024**3
+# The CUDA context and the first handles, taken before the engine's baseline: outside its budget, on the card all the
+# same. 0.45 GiB is what an idle process of PyTorch with cuBLAS holds on a data-centre card.
+CONTEXT_BYTES = 460 * _MIB
 
 
 @dataclass(frozen=True, slots=True)
 class RankMemory:
-    """Memory of one rank in bytes. ``available_kv_cache_bytes`` is the expected value, before the margin."""
+    """Memory of one rank in bytes. ``available_kv_cache_bytes`` is the expected value, before the margin.
+
+    ``outside_bytes`` lie on the card but not in the engine's budget: the CUDA context, the attention workspace, and
+    what the engine does not see in its profile run.
+    """
 
     pipeline_rank: int
     tensor_rank: int
@@ -42,8 +59,11 @@ class RankMemory:
     non_torch_bytes: int
     cudagraph_bytes: int
     attention_workspace_bytes: int
+    runner_buffers_bytes: int
+    outside_bytes: int
     margin_bytes: int
     available_kv_cache_bytes: int
+    planned_kv_cache_bytes: int
     bytes_per_block: int
 
 
@@ -52,7 +72,8 @@ class MemoryEstimate:
     """The answer for one model, GPU and set of engine options.
 
     ``kv_cache_tokens`` is what the engine is expected to report; ``kv_cache_tokens_planned`` is what is left after
-    the margin and what placement relies on. Byte fields are those of the tightest rank.
+    the margin and what placement relies on. Byte fields are those of the tightest rank. ``missing_bytes`` is by how
+    much the tightest rank falls short, 0 where it fits.
     """
 
     fits: bool
@@ -66,6 +87,7 @@ class MemoryEstimate:
     non_torch_bytes: int
     cudagraph_bytes: int
     attention_workspace_bytes: int
+    runner_buffers_bytes: int
     margin_bytes: int
     available_kv_cache_bytes: int
     block_size: int
@@ -78,6 +100,7 @@ class MemoryEstimate:
     max_model_len_that_fits: int
     attention_backend: str
     engine_version: str
+    measured: bool
     ranks: tuple[RankMemory, ...]
     unknown: tuple[str, ...]
 
@@ -86,6 +109,19 @@ class MemoryEstimate:
         document = asdict(self)
         document["max_concurrency"] = round(self.max_concurrency, 4)
         return document
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """What the engine is asked to run, once the options have been checked against the model."""
+
+    model: ModelFacts
+    gpu: GpuModel
+    options: EngineOptions
+    behaviour: EngineBehaviour
+    plan: WeightPlan
+    max_model_len: int
+    budget_bytes: int
 
 
 def estimate_memory(
@@ -102,28 +138,36 @@ def estimate_memory(
     Raises:
         FleetError: the options contradict the model, whatever the memory.
     """
-    quantization = effective_quantization(model, options)
     dtype = serving_dtype(model, options)
-    stages = _stages(model, options)
     check_divisible(model, options.tensor_parallel_size, where="tensor_parallel_size")
-    max_model_len = _max_model_len(model, options)
-    plan = WeightPlan(
-        dtype_bytes=DTYPE_BYTES[dtype],
-        quantization=quantization,
-        kernel=MACHETE if gpu.is_hopper else MARLIN,
-        tensor_parallel_size=options.tensor_parallel_size,
-        stages=stages,
-    )
     budget = budget_bytes
     if budget is None:
         budget = math.ceil(gpu.torch_visible_bytes * options.gpu_memory_utilization)
-    layout = _layout(model, options, stages, DTYPE_BYTES[dtype])
-    ranks = tuple(
-        _rank(model, options, plan, layout, budget, stage, rank)
-        for stage in range(len(stages))
-        for rank in range(options.tensor_parallel_size)
+    demand = _Demand(
+        model=model,
+        gpu=gpu,
+        options=options,
+        behaviour=engine_behaviour(options.engine_version),
+        plan=WeightPlan(
+            dtype_bytes=DTYPE_BYTES[dtype],
+            quantization=effective_quantization(model, options),
+            kernel=_weight_kernel(gpu, options),
+            hopper=gpu.is_hopper,
+            tensor_parallel_size=options.tensor_parallel_size,
+            stages=pipeline_stages(model, options),
+        ),
+        max_model_len=served_model_len(model, options),
+        budget_bytes=budget,
     )
-    return _answer(model, gpu, options, layout, ranks, budget, max_model_len)
+    layout = _layout(demand)
+    by_stage = [_stage_memory(demand, layout, stage) for stage in range(len(demand.plan.stages))]
+    return _answer(demand, layout, by_stage)
+
+
+def _weight_kernel(gpu: GpuModel, options: EngineOptions) -> WeightKernel:
+    if options.weight_kernel is not None:
+        return MACHETE if options.weight_kernel == "machete" else MARLIN
+    return MACHETE if gpu.is_hopper else MARLIN
 
 
 def effective_quantization(model: ModelFacts, options: EngineOptions) -> QuantizationFacts | None:
@@ -145,13 +189,17 @@ def effective_quantization(model: ModelFacts, options: EngineOptions) -> Quantiz
 
 def serving_dtype(model: ModelFacts, options: EngineOptions) -> str:
     """The dtype of activations. ``auto`` serves 32-bit checkpoints in 16 bits, as the engine does."""
-    dtype = model.native_dtype if options.dtype == "auto" else options.dtype
-    if options.dtype == "auto" and dtype == "float32":
-        return "float16" if model.quantization is not None and model.quantization.method == "awq" else "bfloat16"
-    return dtype if dtype in DTYPE_BYTES else "bfloat16"
+    if options.dtype != "auto":
+        return options.dtype
+    return "float16" if model.native_dtype == "float16" else "bfloat16"
 
 
-def _stages(model: ModelFacts, options: EngineOptions) -> tuple[int, ...]:
+def pipeline_stages(model: ModelFacts, options: EngineOptions) -> tuple[int, ...]:
+    """Layers of each pipeline stage.
+
+    Raises:
+        FleetError: more stages than layers, or a given split that does not add up.
+    """
     size = options.pipeline_parallel_size
     layers = model.num_hidden_layers
     if size > layers:
@@ -163,7 +211,12 @@ def _stages(model: ModelFacts, options: EngineOptions) -> tuple[int, ...]:
     return options.pipeline_layers
 
 
-def _max_model_len(model: ModelFacts, options: EngineOptions) -> int:
+def served_model_len(model: ModelFacts, options: EngineOptions) -> int:
+    """The context length that the engine is started with.
+
+    Raises:
+        FleetError: longer than the model's positions.
+    """
     if options.max_model_len is None:
         return model.max_position_embeddings
     if options.max_model_len > model.max_position_embeddings:
@@ -174,117 +227,206 @@ def _max_model_len(model: ModelFacts, options: EngineOptions) -> int:
     return options.max_model_len
 
 
-def version_tuple(version: str) -> tuple[int, int]:
-    """Major and minor of an engine version.
+def attention_backend(model: ModelFacts, gpu: GpuModel, options: EngineOptions) -> str:
+    """The backend that the engine picks on this card where the options name none."""
+    if options.attention_backend is not None:
+        return options.attention_backend
+    attention = model.layer_kinds[0].attention
+    if attention.kind == "mla":
+        return "FLASH_ATTN_MLA" if gpu.is_hopper else "TRITON_MLA"
+    if gpu.is_hopper:
+        return "FLASH_ATTN"
+    if model.layer_kinds[0].sharded_parameters:
+        return "TRITON_ATTN"  # attention sinks need FlashAttention 3 or Triton
+    return "FLASHINFER" if options.kv_cache_dtype.startswith("fp8") else "FLASH_ATTN"
 
-    Raises:
-        FleetError: not a version.
-    """
-    parts = version.split(".")
-    if len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
-        raise FleetError("engine_version", f"must be like 0.33.0, got {version!r}")
-    return int(parts[0]), int(parts[1])
+
+def attention_workspace_bytes(model: ModelFacts, gpu: GpuModel, options: EngineOptions) -> int:
+    """What the attention backend takes outside the profile run (FlashInfer: read from 0.33's source)."""
+    if attention_backend(model, gpu, options) != "FLASHINFER":
+        return 0
+    attention = model.layer_kinds[0].attention
+    heads = attention.num_heads // options.tensor_parallel_size
+    floor = engine_behaviour(options.engine_version).flashinfer_workspace_bytes
+    return max(floor, options.max_num_batched_tokens * heads * attention.head_size * 16)
 
 
-def _layout(model: ModelFacts, options: EngineOptions, stages: tuple[int, ...], dtype_bytes: int) -> KvCacheLayout:
-    version = version_tuple(options.engine_version)
-    # Up to 0.24 one step's tokens are counted, later one for every step in flight: two with async scheduling, one
-    # more than the stages with pipelines (vllm/config/vllm.py, max_in_flight_tokens).
+def _layout(demand: _Demand) -> KvCacheLayout:
+    options = demand.options
     steps = 1
-    if version > (0, 24):
+    if demand.behaviour.counts_batches_in_flight:
         steps = options.pipeline_parallel_size + 1 if options.pipeline_parallel_size > 1 else 2
+    models = [(demand.model, options.tensor_parallel_size)]
+    if options.speculative is not None and options.speculative.draft is not None:
+        draft_size = options.speculative.draft_tensor_parallel_size or options.tensor_parallel_size
+        models.append((options.speculative.draft, draft_size))
     return kv_cache_layout(
-        [(model, options.tensor_parallel_size)],
+        tuple(models),
         block_size=options.block_size or DEFAULT_BLOCK_SIZE,
-        element_bytes=1 if options.kv_cache_dtype.startswith("fp8") else dtype_bytes,
-        stages=stages,
+        element_bytes=1 if options.kv_cache_dtype.startswith("fp8") else demand.plan.dtype_bytes,
+        stages=demand.plan.stages,
         in_flight_tokens=steps * options.max_num_batched_tokens,
-        reserves_null_block=version > (0, 24),
+        reserves_null_block=demand.behaviour.reserves_null_block,
     )
 
 
-def _rank(
-    model: ModelFacts,
-    options: EngineOptions,
-    plan: WeightPlan,
-    layout: KvCacheLayout,
-    budget: int,
-    stage: int,
-    rank: int,
-) -> RankMemory:
-    weights: RankWeights = rank_weights(model, plan, stage)
-    activations = activation_bytes(model, options, dtype_bytes=plan.dtype_bytes, first_stage=stage == 0)
-    non_torch = 230 * _MIB
-    available = budget - weights.total_bytes - activations - non_torch
+@lru_cache(maxsize=4096)
+def _cached_weights(model: ModelFacts, plan: WeightPlan, stage: int) -> int:
+    return rank_weights(model, plan, stage).total_bytes
+
+
+def _stage_memory(demand: _Demand, layout: KvCacheLayout, stage: int) -> RankMemory:
+    """Memory of each tensor-parallel rank of one stage; they are alike."""
+    model, gpu, options, plan = demand.model, demand.gpu, demand.options, demand.plan
+    last = stage == len(plan.stages) - 1
+    weights = _cached_weights(model, plan, stage)
+    if options.lora is not None:
+        start = sum(plan.stages[:stage])
+        weights += lora_bytes(model, (start, start + plan.stages[stage]), options.lora, plan)
+    draft = options.speculative.draft if options.speculative is not None else None
+    if draft is not None and last:
+        weights += _draft_weights(draft, demand)
+    shape = RankShape(plan.dtype_bytes, plan.quantization, first_stage=stage == 0, last_stage=last)
+    activations = activation_bytes(model, gpu, options, shape)
+    second_runner = uses_second_runner(model, options)
+    non_torch = NON_TORCH_SECOND_RUNNER_BYTES if second_runner else NON_TORCH_FIRST_RUNNER_BYTES
+    non_torch += NON_TORCH_PER_PEER_BYTES * (options.world_size > 1)
+    graphs = cudagraph_bytes(model, options)
+    buffers = runner_buffers_bytes(model, options) if second_runner else 0
+    counted = buffers if demand.behaviour.counts_runner_buffers else 0
+    workspace = attention_workspace_bytes(model, gpu, options)
+    margin = demand.behaviour.margin_bytes + int(demand.behaviour.margin_of_weights * weights)
+    available = demand.budget_bytes - weights - activations - non_torch - graphs - counted
+    outside = CONTEXT_BYTES + workspace + buffers - counted
+    overflow = max(0, demand.budget_bytes + outside - gpu.torch_visible_bytes)
     return RankMemory(
         pipeline_rank=stage,
-        tensor_rank=rank,
+        tensor_rank=0,
         layers=plan.stages[stage],
-        weights_bytes=weights.total_bytes,
+        weights_bytes=weights,
         activation_bytes=activations,
         non_torch_bytes=non_torch,
-        cudagraph_bytes=0,
-        attention_workspace_bytes=0,
-        margin_bytes=256 * _MIB,
+        cudagraph_bytes=graphs,
+        attention_workspace_bytes=workspace,
+        runner_buffers_bytes=counted,
+        outside_bytes=outside,
+        margin_bytes=margin,
         available_kv_cache_bytes=available,
+        planned_kv_cache_bytes=available - margin - overflow,
         bytes_per_block=layout.bytes_per_block[stage],
     )
 
 
-def _answer(
-    model: ModelFacts,
-    gpu: GpuModel,
-    options: EngineOptions,
-    layout: KvCacheLayout,
-    ranks: tuple[RankMemory, ...],
-    budget: int,
-    max_model_len: int,
-) -> MemoryEstimate:
+def _draft_weights(draft: ModelFacts, demand: _Demand) -> int:
+    speculative = demand.options.speculative
+    size = demand.options.tensor_parallel_size
+    if speculative is not None and speculative.draft_tensor_parallel_size is not None:
+        size = speculative.draft_tensor_parallel_size
+    check_divisible(draft, size, where="speculative_config.draft_tensor_parallel_size")
+    plan = WeightPlan(
+        dtype_bytes=demand.plan.dtype_bytes,
+        quantization=draft.quantization,
+        kernel=demand.plan.kernel,
+        hopper=demand.plan.hopper,
+        tensor_parallel_size=size,
+        stages=(draft.num_hidden_layers,),
+    )
+    return _cached_weights(draft, plan, 0)
+
+
+def _answer(demand: _Demand, layout: KvCacheLayout, by_stage: list[RankMemory]) -> MemoryEstimate:
+    options, model = demand.options, demand.model
     given = options.kv_cache_memory_bytes
-    expected_blocks = min((given or rank.available_kv_cache_bytes) // rank.bytes_per_block for rank in ranks)
-    planned_blocks = min(
-        (given or rank.available_kv_cache_bytes - rank.margin_bytes) // rank.bytes_per_block for rank in ranks
+    expected_blocks = max(0, min((given or r.available_kv_cache_bytes) // r.bytes_per_block for r in by_stage))
+    # Memory given by hand is the engine's own number, as long as it is there at all.
+    planned_blocks = max(
+        0,
+        min(min(given or r.planned_kv_cache_bytes, r.planned_kv_cache_bytes) // r.bytes_per_block for r in by_stage)
+        if given is None
+        else expected_blocks,
     )
-    expected_blocks, planned_blocks = max(0, expected_blocks), max(0, planned_blocks)
-    tightest = min(ranks, key=lambda rank: (rank.available_kv_cache_bytes // rank.bytes_per_block, rank.pipeline_rank))
-    needed = layout.blocks_per_request(max_model_len) + (1 if layout.reserves_null_block else 0)
-    missing = max(
-        0, *(needed * r.bytes_per_block - (given or r.available_kv_cache_bytes - r.margin_bytes) for r in ranks)
-    )
-    fits = missing == 0
-    longest = layout.longest_model_len(planned_blocks, model.max_position_embeddings)
-    reason = "fits"
-    if not fits:
-        reason = f"{missing / 2**30:.2f} GiB short of one request of {max_model_len} tokens"
+    tightest = min(by_stage, key=lambda rank: rank.planned_kv_cache_bytes / rank.bytes_per_block)
+    constraint, reason, missing = _verdict(demand, layout, by_stage)
     return MemoryEstimate(
-        fits=fits,
+        fits=constraint is None,
         reason=reason,
-        constraint=None if fits else "kv_cache_memory",
+        constraint=constraint,
         missing_bytes=missing,
-        total_bytes=gpu.torch_visible_bytes,
-        budget_bytes=budget,
+        total_bytes=demand.gpu.torch_visible_bytes,
+        budget_bytes=demand.budget_bytes,
         weights_bytes=tightest.weights_bytes,
         activation_bytes=tightest.activation_bytes,
         non_torch_bytes=tightest.non_torch_bytes,
         cudagraph_bytes=tightest.cudagraph_bytes,
         attention_workspace_bytes=tightest.attention_workspace_bytes,
+        runner_buffers_bytes=tightest.runner_buffers_bytes,
         margin_bytes=tightest.margin_bytes,
         available_kv_cache_bytes=given or tightest.available_kv_cache_bytes,
         block_size=layout.block_size,
         num_gpu_blocks=expected_blocks,
         num_gpu_blocks_planned=planned_blocks,
-        kv_cache_tokens=layout.tokens(expected_blocks, max_model_len),
-        kv_cache_tokens_planned=layout.tokens(planned_blocks, max_model_len),
-        max_model_len=max_model_len,
-        max_concurrency=planned_blocks / layout.blocks_per_request(max_model_len),
-        max_model_len_that_fits=longest,
-        attention_backend=options.attention_backend or "FLASH_ATTN",
+        kv_cache_tokens=layout.tokens(expected_blocks, demand.max_model_len),
+        kv_cache_tokens_planned=layout.tokens(planned_blocks, demand.max_model_len),
+        max_model_len=demand.max_model_len,
+        max_concurrency=planned_blocks / layout.blocks_per_request(demand.max_model_len),
+        max_model_len_that_fits=layout.longest_model_len(planned_blocks, model.max_position_embeddings),
+        attention_backend=attention_backend(model, demand.gpu, options),
         engine_version=options.engine_version,
-        ranks=ranks,
+        measured=demand.behaviour.measured,
+        ranks=tuple(
+            _with_tensor_rank(rank, index) for rank in by_stage for index in range(options.tensor_parallel_size)
+        ),
         unknown=model.unknown,
     )
 
 
-def with_max_model_len(options: EngineOptions, max_model_len: int) -> EngineOptions:
-    """The same options at another context length."""
-    return replace(options, max_model_len=max_model_len)
+def _with_tensor_rank(rank: RankMemory, index: int) -> RankMemory:
+    if index == 0:
+        return rank
+    return RankMemory(**{name: getattr(rank, name) for name in RankMemory.__slots__} | {"tensor_rank": index})
+
+
+def _verdict(demand: _Demand, layout: KvCacheLayout, by_stage: list[RankMemory]) -> tuple[str | None, str, int]:
+    """The constraint that fails first, in words, and by how many bytes; (None, "fits", 0) where none does."""
+    given = demand.options.kv_cache_memory_bytes
+    card = demand.gpu.torch_visible_bytes
+    if demand.budget_bytes > card:
+        over = demand.budget_bytes - card
+        return "gpu_memory", f"the budget is {_gib(over)} more than the card's {_gib(card)}", over
+    weights_short = max(r.weights_bytes + r.non_torch_bytes + r.margin_bytes - demand.budget_bytes for r in by_stage)
+    if weights_short > 0:
+        heaviest = max(by_stage, key=lambda r: r.weights_bytes)
+        return (
+            "weights",
+            f"weights take {_gib(heaviest.weights_bytes)} a GPU, {_gib(weights_short)} more than the budget of "
+            f"{_gib(demand.budget_bytes)} leaves",
+            weights_short,
+        )
+    blocks = layout.blocks_per_request(demand.max_model_len) + int(layout.reserves_null_block)
+    short = max(
+        blocks * r.bytes_per_block
+        - (r.planned_kv_cache_bytes if given is None else min(given, _room_for_given(demand, r)))
+        for r in by_stage
+    )
+    if short > 0:
+        return (
+            "kv_cache",
+            f"{_gib(short)} short of the KV cache for one request of {demand.max_model_len} tokens",
+            short,
+        )
+    if given is not None:
+        over = max(given - _room_for_given(demand, r) for r in by_stage)
+        if over > 0:
+            return "gpu_memory", f"kv_cache_memory_bytes is {_gib(over)} more than the card has left", over
+    return None, "fits", 0
+
+
+def _room_for_given(demand: _Demand, rank: RankMemory) -> int:
+    """With ``kv_cache_memory_bytes`` the budget does not bound the KV cache, the card does."""
+    return rank.planned_kv_cache_bytes + max(
+        0, demand.gpu.torch_visible_bytes - rank.outside_bytes - demand.budget_bytes
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.2f} GiB"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -144,9 +144,9 @@ class CheckpointTensors:
         return sum(self.layer_bytes) + self.embedding_bytes + self.head_bytes + self.other_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ModelFacts:
-    """A model, as far as memory and speed depend on it.
+    """A model, as far as memory and speed depend on it. Compared and hashed by identity, so that caches stay cheap.
 
     ``layer_kinds[layer_pattern[i]]`` is layer i. ``unknown`` lists in words what the configuration did not say and
     the estimate therefore does not cover.
@@ -169,7 +169,6 @@ class ModelFacts:
     has_lm_head: bool = True
     checkpoint: CheckpointTensors | None = None
     unknown: tuple[str, ...] = ()
-    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_hidden_layers(self) -> int:

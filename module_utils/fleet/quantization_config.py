@@ -21,7 +21,9 @@ class QuantizationFacts:
     """A quantized checkpoint, or online quantization by the engine.
 
     ``group_size`` is input elements per scale, -1 for one scale per output channel, 0 for one per tensor.
-    ``ignored`` are names, or with ``re:`` patterns, of modules left in full precision.
+    ``ignored`` are names, or with ``re:`` patterns, of modules left in full precision. ``quantized_modules``, where it
+    is not None, names the only linear modules that are quantized; routed experts always are. ``online`` weights are
+    quantized by the engine while it loads.
     """
 
     method: str
@@ -34,9 +36,15 @@ class QuantizationFacts:
     ignored: tuple[str, ...] = ()
     block_shape: tuple[int, int] | None = None
     quantizes_head: bool = False
+    quantized_modules: tuple[str, ...] | None = None
+    online: bool = False
 
     def skips(self, module_names: tuple[str, ...]) -> bool:
-        """Whether a module with these full checkpoint names stays in full precision."""
+        """Whether a linear module with these checkpoint names stays in full precision."""
+        if self.quantized_modules is not None and not any(
+            quantized in name for quantized in self.quantized_modules for name in module_names
+        ):
+            return True
         return any(_matches(pattern, name) for pattern in self.ignored for name in module_names)
 
 
@@ -77,6 +85,11 @@ def _awq(reader: ConfigReader) -> QuantizationFacts:
 
 
 def _gptq(reader: ConfigReader) -> QuantizationFacts:
+    """Read GPTQ's configuration, which may leave it to the tensors which linear modules are quantized.
+
+    The engine looks for them in the checkpoint's headers. From a config.json alone it finds none, and neither do we:
+    ``checkpoint.py`` fills them in where there is an index or headers.
+    """
     bits = reader.integer("bits")
     if bits not in (4, 8):
         raise FleetError(f"{reader.where}: bits", f"the Marlin kernels take 4 or 8 bits, got {bits}")
@@ -88,7 +101,14 @@ def _gptq(reader: ConfigReader) -> QuantizationFacts:
         zero_points=not reader.flag("sym", default=True),
         act_order=reader.flag("desc_act", default=False),
         quantizes_head=reader.flag("lm_head", default=False),
+        quantized_modules=_gptq_modules(reader),
     )
+
+
+def _gptq_modules(reader: ConfigReader) -> tuple[str, ...]:
+    modules = reader.items("modules_in_block_to_quantize")
+    flat = [name for item in modules for name in (item if isinstance(item, list) else [item])]
+    return tuple(str(name) for name in flat)
 
 
 def _fp8(reader: ConfigReader) -> QuantizationFacts:
@@ -188,7 +208,13 @@ _METHODS = {
 # are what this repository's quantize role writes; fp8 is also what the engine does online.
 PLANNED: dict[str, QuantizationFacts] = {
     "fp8": QuantizationFacts(
-        method="fp8", weight_format="fp8", weight_bits=8, group_size=0, activation_bits=8, ignored=("lm_head",)
+        method="fp8",
+        weight_format="fp8",
+        weight_bits=8,
+        group_size=0,
+        activation_bits=8,
+        ignored=("lm_head",),
+        online=True,
     ),
     "int8": QuantizationFacts(
         method="compressed-tensors",
