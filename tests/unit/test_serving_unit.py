@@ -41,7 +41,7 @@ def test_gpu_devices_are_opened_on_gpu_hosts_only(unit):
     if accelerator == "cuda":
         assert {"char-nvidia-frontend rw", "char-nvidia-uvm rw", "char-nvidia-caps rw", "/dev/nvidiactl rw"} <= allowed
         assert ("LimitMEMLOCK", "infinity") in directives
-        assert ("ExecStartPre", "-+/usr/bin/nvidia-modprobe -u -c0") in directives
+        assert ("After", "l40s-fleet-uvm.service") in directives, "the device nodes come first"
         assert "PrivateDevices" not in names, "a private /dev has no GPUs"
     else:
         assert allowed == set()

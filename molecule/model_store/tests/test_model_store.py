@@ -19,6 +19,7 @@ def play(playbook, **variables):
     command = ["ansible-playbook", "--inventory", CHECKOUT / "inventory" / "lab" / "hosts.yml"]
     command += ["--extra-vars", json.dumps(variables), CHECKOUT / "molecule" / "model_store" / f"{playbook}.yml"]
     environment = {**os.environ, "L40S_LAB": LAB, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg")}
+    environment |= {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split("PLAY RECAP")[1]

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from lab_support import CHECKOUT, LAB
 
-testinfra_hosts = ["ansible://gpu_hosts"]
+testinfra_hosts = ["ansible://l40s-01"]
 
 ENGINE = "/opt/vllm/0.32.0"
 
@@ -19,6 +19,7 @@ def play(host, *arguments):
     command = ["ansible-playbook", "--inventory", CHECKOUT / "inventory" / "lab" / "hosts.yml", "--limit"]
     command += [host.backend.host, *arguments, CHECKOUT / "molecule" / "vllm" / "converge.yml"]
     environment = {**os.environ, "L40S_LAB": LAB, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg")}
+    environment |= {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
