@@ -128,7 +128,7 @@ def parse_desired(instances: Sequence[Mapping[str, Any]]) -> tuple[Desired, ...]
 
 def listen_address(config_yaml: str) -> tuple[str, int] | None:
     """Where an engine with this configuration answers on its own host; None for a follower, which does not listen."""
-    values = dict(_LISTEN.findall(config_yaml))
+    values: dict[str, str] = dict(_LISTEN.findall(config_yaml))
     if values.get("headless") == "true" or not values.get("port", "").isdigit():
         return None
     host = values.get("host", "")
