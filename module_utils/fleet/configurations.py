@@ -122,7 +122,6 @@ class Configurations:
                 quantization=request.quantization,
                 kv_cache_dtype=options.kv_cache_dtype,
                 forbidden=NEEDS_CHECKPOINT,
-                accept=lambda candidate, _: _too_much_asked(model.facts, gpu, candidate),
             )
             if choice.options is None or choice.estimate is None:
                 return self._misfit(model.facts, gpu, shape, options, choice)
@@ -178,18 +177,6 @@ def base_options(model: ResolvedModel) -> EngineOptions:
         longest = options.max_model_len or model.facts.max_position_embeddings
         options = replace(options, max_num_batched_tokens=max(options.max_num_batched_tokens, longest))
     return options
-
-
-def _too_much_asked(facts: ModelFacts, gpu: GpuModel, options: EngineOptions) -> str | None:
-    """Why the KV memory that the user asks for is not there, or None."""
-    asked = options.kv_cache_memory_bytes
-    if asked is None:
-        return None
-    rest = estimate_memory(facts, gpu, replace(options, kv_cache_memory_bytes=None))
-    left = rest.available_kv_cache_bytes - rest.margin_bytes
-    if asked <= left:
-        return None
-    return f"kv_cache_memory_bytes asks for {asked / _GIB:.2f} GiB, {max(0, left) / _GIB:.2f} GiB are left"
 
 
 def precision_words(quantization: str, kv_cache_dtype: str) -> str:

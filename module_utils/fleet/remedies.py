@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .configurations import NEEDS_CHECKPOINT, Configurations, Misfit, base_options
 from .errors import FleetError
 from .memory import estimate_memory
+from .quantization import choose_precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -104,17 +105,15 @@ def _four_bit_gpus(model: ResolvedModel, gpu: GpuModel, most_gpus: int) -> int |
         return None
     for count in range(1, most_gpus + 1):
         for tensor in (size for size in (2, 1, 4, 8) if count % size == 0):
-            options = replace(
-                base_options(model),
-                quantization="awq",
-                tensor_parallel_size=tensor,
-                pipeline_parallel_size=count // tensor,
-            )
+            options = replace(base_options(model), tensor_parallel_size=tensor, pipeline_parallel_size=count // tensor)
             try:
-                if estimate_memory(model.facts, gpu, options).fits:
-                    return count
+                choice = choose_precision(
+                    model.facts, gpu, options, quantization="awq", kv_cache_dtype=options.kv_cache_dtype
+                )
             except FleetError:
                 continue
+            if choice.options is not None:
+                return count
     return None
 
 
