@@ -28,8 +28,8 @@ from fleet_lab import Fleet, settled, working_copy  # noqa: E402 (the lab's name
 def kills(seed: int, count: int) -> dict:
     """Runs killed at random moments while a model comes or goes; each is run again and has to converge.
 
-    What has to hold: exactly the instances of the plan, no GPU twice, a check run that sees no difference, and a completion
-    of every model.
+    What has to hold: exactly the instances of the plan, no GPU twice, a check run that sees no difference, and a
+    completion of every model.
     """
     chance = random.Random(seed)  # noqa: S311 (moments, not secrets)
     figures = []
