@@ -1,8 +1,8 @@
 """Peak of the profile run: what the engine sets aside for activations, sampling and CUDA graphs.
 
-Every term was seen in PyTorch's allocation history of vLLM 0.24.0's profile run (tests/bench/measure_vllm_memory.py with
-``trace``). T is ``max_num_batched_tokens``, S ``min(T, max_num_seqs)`` sampled rows, h the hidden size, I the width of
-the MLP on one rank, V the padded vocabulary on one rank.
+Every term was seen in PyTorch's allocation history of vLLM 0.24.0's profile run (tests/bench/measure_vllm_memory.py
+with ``trace``). T is ``max_num_batched_tokens``, S ``min(T, max_num_seqs)`` sampled rows, h the hidden size, I the
+width of the MLP on one rank, V the padded vocabulary on one rank.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _layer_bytes(layer: LayerFacts, model: ModelFacts, options: EngineOptions, s
             workspaces += _COMPILED_PRODUCT_BYTES
     elements = max(_attention_elements(layer.attention, hidden, size), _mlp_elements(layer, hidden, size))
     if layer.experts is not None:
-        elements = max(elements, 6 * hidden)
+        elements = max(elements, 4 * hidden + 2 * layer.experts.num_experts)
     total = tokens * elements * shape.dtype_bytes + workspaces
     if layer.attention.kind == "mla":
         heads = layer.attention.num_heads // size
@@ -158,14 +158,17 @@ def _mla_workspace_tokens(model: ModelFacts, options: EngineOptions) -> int:
 
 
 def _attention_elements(attention: AttentionFacts, hidden: int, size: int) -> int:
-    """Query, key and value, the attention's output and two hidden states, for one token."""
+    """For one token: query, key and value twice (before and after rotation), the output and two hidden states.
+
+    MLA rotates in place and keeps one hidden state.
+    """
     heads = attention.num_heads // size
     query = heads * attention.head_size
     output = heads * attention.head_size_v
     if attention.kind == "mla":
         return query + output + hidden + attention.kv_lora_rank + attention.qk_rope_head_dim
     kv_heads = max(1, attention.num_kv_heads // size)
-    return query + kv_heads * (attention.head_size + attention.head_size_v) + output + 2 * hidden
+    return 2 * (query + kv_heads * (attention.head_size + attention.head_size_v)) + output + 2 * hidden
 
 
 def _mlp_elements(layer: LayerFacts, hidden: int, size: int) -> int:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .checkpoint_tensors import parse_tensors, with_quantized_modules, with_tensors
 from .errors import FleetError
 from .model import facts_from_config
+from .model_families import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .model_facts import ModelFacts
 
+INDEX_NAME = "model.safetensors.index.json"
 _HEADER_LENGTH = struct.Struct("<Q")
 _LONGEST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 _CHUNK_BYTES = 1 << 20
@@ -25,12 +27,28 @@ _CHUNK_BYTES = 1 << 20
 def load_model_facts(path: str | Path) -> ModelFacts:
     """Facts of a checkpoint directory, or of a config.json alone.
 
+    Where the directory holds tensors, sizes are theirs, whatever the architecture. An index without its shards still
+    says which modules are quantized.
+
     Raises:
         FleetError: something is missing or malformed; names the file.
     """
     path = Path(path)
-    config_path = path / "config.json" if path.is_dir() else path
-    return facts_from_config(read_json(config_path), where=str(config_path))
+    if not path.is_dir():
+        return facts_from_config(read_json(path), where=str(path))
+    config_path = path / "config.json"
+    config = read_json(config_path)
+    tensors = [
+        tensor
+        for shard in sorted(path.glob("*.safetensors"))
+        for tensor in parse_tensors(read_header(shard), where=str(shard))
+    ]
+    known = config.get("model_type") in FAMILIES
+    if not tensors:
+        facts = facts_from_config(config, where=str(config_path))
+        index = path / INDEX_NAME
+        return with_quantized_modules(facts, _weight_map(index)) if index.is_file() else facts
+    return with_tensors(facts_from_config(config, where=str(config_path)) if known else None, config, tensors)
 
 
 def read_json(path: Path) -> Mapping[str, object]:
@@ -54,7 +72,7 @@ def read_json(path: Path) -> Mapping[str, object]:
     return document
 
 
-def tensors_of(path: Path) -> Mapping[str, Mapping[str, object]]:
+def read_header(path: Path) -> Mapping[str, Mapping[str, object]]:
     """The header of a safetensors file: name to dtype, shape and data_offsets.
 
     Raises:
@@ -88,16 +106,20 @@ def check_complete(path: Path) -> None:
         FleetError: no config.json, a shard that the index names is missing, or a file is truncated.
     """
     read_json(path / "config.json")
-    index_path = path / "model.safetensors.index.json"
+    index_path = path / INDEX_NAME
     if index_path.exists():
-        weight_map = read_json(index_path).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise FleetError(f"{index_path}: weight_map", "missing")
-        for shard in sorted({str(shard) for shard in weight_map.values()}):
+        for shard in sorted(set(_weight_map(index_path).values())):
             if not (path / shard).is_file():
                 raise FleetError(str(path / shard), f"missing, {index_path.name} names it")
     for shard_path in sorted(path.glob("*.safetensors")):
-        tensors_of(shard_path)
+        read_header(shard_path)
+
+
+def _weight_map(index_path: Path) -> dict[str, str]:
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise FleetError(f"{index_path}: weight_map", "missing")
+    return {str(name): str(shard) for name, shard in weight_map.items()}
 
 
 def manifest(path: str | Path) -> dict[str, object]:
@@ -129,8 +151,3 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def with_checkpoint(facts: ModelFacts, **changes: object) -> ModelFacts:
-    """The facts with what the tensors say."""
-    return replace(facts, **changes)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from .alternatives import nearest_changes
 from .checkpoint import load_model_facts
 from .engine_options import DEFAULT_ENGINE_VERSION, DEFAULT_GPU_MEMORY_UTILIZATION, options_from_engine_args
 from .hardware import gpu_by_name
@@ -68,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
     )
     estimate = estimate_memory(model, gpu, options, budget_bytes=args.budget_bytes)
     document = estimate.to_document()
+    if not estimate.fits:
+        changes = nearest_changes(model, gpu, options, budget_bytes=args.budget_bytes)
+        document["nearest_changes"] = [change.to_document() for change in changes]
     if args.json:
         json.dump(document, sys.stdout, indent=2, sort_keys=True)
         sys.stdout.write("\n")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 DEFAULT_ENGINE_VERSION = "0.33.0"
 DEFAULT_GPU_MEMORY_UTILIZATION = 0.92
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+ONLINE_QUANTIZATION = frozenset({"fp8"})
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 WEIGHT_KERNELS = ("marlin", "machete")
 KV_CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")
 
@@ -86,16 +88,31 @@ def options_from_engine_args(engine_args: Mapping[str, object], *, where: str) -
         check = _CHECKS.get(key)
         if check is not None and value is not None:
             values[key] = check(value, f"{where}.{name}")
-    return _options(values)
+    options = _options(values)
+    if options.max_num_batched_tokens < options.max_num_seqs:
+        raise FleetError(
+            f"{where}.max_num_batched_tokens",
+            f"must be at least max_num_seqs {options.max_num_seqs}, got {options.max_num_batched_tokens}",
+        )
+    return options
 
 
 def engine_args_document(options: EngineOptions) -> dict[str, object]:
-    """The vLLM ``EngineArgs`` of these options, exactly vLLM's names and values. Defaults of vLLM are left out."""
+    """The vLLM ``EngineArgs`` of these options, exactly vLLM's names and values.
+
+    What equals vLLM's default is left out, and so is the quantization of a checkpoint, which the engine reads off it:
+    only what the engine does online is a flag.
+    """
     document: dict[str, object] = {}
     for field in fields(options):
         value = getattr(options, field.name)
         if field.name not in _NOT_ARGUMENTS and value != field.default:
             document[field.name] = value
+    if options.quantization not in ONLINE_QUANTIZATION:
+        document.pop("quantization", None)
+    if options.kv_cache_memory_bytes is not None:
+        # The start check still wants the utilization's share of the card free.
+        document["gpu_memory_utilization"] = options.gpu_memory_utilization
     if options.speculative is not None:
         document["speculative_config"] = _speculative_document(options.speculative)
     if options.lora is not None:
@@ -186,6 +203,13 @@ def _speculative(value: object, where: str) -> SpeculativeOptions:
     )
 
 
+def _lora_rank(value: object, where: str) -> int:
+    rank = _positive(value, where)
+    if rank not in LORA_RANKS:
+        raise FleetError(where, f"must be one of {', '.join(map(str, LORA_RANKS))}, got {rank}")
+    return rank
+
+
 def _limits(value: object, where: str) -> tuple[tuple[str, int], ...]:
     if not isinstance(value, dict):
         raise FleetError(where, f"must be a mapping of modality to count, got {value!r}")
@@ -214,7 +238,7 @@ _CHECKS = {
     "speculative_config": _speculative,
     "enable_lora": _flag,
     "max_loras": _positive,
-    "max_lora_rank": _positive,
+    "max_lora_rank": _lora_rank,
     "limit_mm_per_prompt": _limits,
     "engine_version": _text,
     "weight_kernel": _weight_kernel,

@@ -217,6 +217,8 @@ def served_model_len(model: ModelFacts, options: EngineOptions) -> int:
     Raises:
         FleetError: longer than the model's positions.
     """
+    if options.max_num_batched_tokens < options.max_num_seqs:
+        raise FleetError("max_num_batched_tokens", f"must be at least max_num_seqs {options.max_num_seqs}")
     if options.max_model_len is None:
         return model.max_position_embeddings
     if options.max_model_len > model.max_position_embeddings:
@@ -319,6 +321,11 @@ def _stage_memory(demand: _Demand, layout: KvCacheLayout, stage: int) -> RankMem
 
 def _draft_weights(draft: ModelFacts, demand: _Demand) -> int:
     speculative = demand.options.speculative
+    if draft.vocab_size != demand.model.vocab_size:
+        raise FleetError(
+            "speculative_config.model",
+            f"the draft's vocabulary of {draft.vocab_size} is not the target's {demand.model.vocab_size}",
+        )
     size = demand.options.tensor_parallel_size
     if speculative is not None and speculative.draft_tensor_parallel_size is not None:
         size = speculative.draft_tensor_parallel_size
