@@ -133,7 +133,7 @@ def pattern(host):
     file = "/run/test-pattern"
     host.check_output("umask 077 && sed s/^VLLM_API_KEY=// /etc/l40s-fleet/engine.env > %s", file)
     yield file
-    host.check_output("rm %s", file)
+    host.check_output("rm -f %s", file)
 
 
 @pytest.mark.parametrize(
