@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -138,6 +138,20 @@ def estimate_memory(
     Raises:
         FleetError: the options contradict the model, whatever the memory.
     """
+    estimate = _evaluate(model, gpu, options, budget_bytes)
+    longest = estimate.max_model_len_that_fits
+    if model.layer_kinds[0].attention.kind != "mla":
+        return estimate
+    # MLA's workspace grows with the context, so that a longer one leaves fewer blocks: go down until it fits.
+    while longest > 0:
+        longer = _evaluate(model, gpu, replace(options, max_model_len=longest), budget_bytes)
+        if longer.fits:
+            break
+        longest = min(longest - 1, longer.max_model_len_that_fits)
+    return replace(estimate, max_model_len_that_fits=longest)
+
+
+def _evaluate(model: ModelFacts, gpu: GpuModel, options: EngineOptions, budget_bytes: int | None) -> MemoryEstimate:
     dtype = serving_dtype(model, options)
     check_divisible(model, options.tensor_parallel_size, where="tensor_parallel_size")
     budget = budget_bytes

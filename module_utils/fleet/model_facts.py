@@ -148,6 +148,8 @@ class CheckpointTensors:
 class ModelFacts:
     """A model, as far as memory and speed depend on it. Compared and hashed by identity, so that caches stay cheap.
 
+    ``rotary_caches`` are the engine's cos-sin tables as (positions, dimensions).
+
     ``layer_kinds[layer_pattern[i]]`` is layer i. ``unknown`` lists in words what the configuration did not say and
     the estimate therefore does not cover.
     """
@@ -162,8 +164,7 @@ class ModelFacts:
     layer_kinds: tuple[LayerFacts, ...]
     layer_pattern: tuple[int, ...]
     final_norm_parameters: int
-    rotary_dims: tuple[int, ...] = ()
-    rotary_positions: int = 0
+    rotary_caches: tuple[tuple[int, int], ...] = ()
     quantization: QuantizationFacts | None = None
     encoder: EncoderFacts | None = None
     has_lm_head: bool = True

@@ -124,7 +124,7 @@ def _facts(
     pattern: Sequence[int],
     *,
     rotary_dim: int | None,
-    rotary_caches: int = 1,
+    unscaled_rotary: bool = False,
     final_norm_parameters: int | None = None,
     tied_by_default: bool = False,
     encoder: EncoderFacts | None = None,
@@ -143,8 +143,7 @@ def _facts(
         layer_kinds=tuple(kinds),
         layer_pattern=tuple(pattern),
         final_norm_parameters=hidden if final_norm_parameters is None else final_norm_parameters,
-        rotary_dims=() if rotary_dim is None else (rotary_dim,) * rotary_caches,
-        rotary_positions=_rotary_positions(reader, positions),
+        rotary_caches=_rotary_caches(reader, positions, rotary_dim, unscaled_rotary=unscaled_rotary),
         encoder=encoder,
     )
 
@@ -152,6 +151,16 @@ def _facts(
 def _native_dtype(reader: ConfigReader) -> str:
     # transformers 5 renamed torch_dtype. Without either, the engine reads the tensors, which are 32-bit by convention.
     return reader.text("dtype", reader.text("torch_dtype", "float32")).removeprefix("torch.")
+
+
+def _rotary_caches(
+    reader: ConfigReader, positions: int, dimensions: int | None, *, unscaled_rotary: bool
+) -> tuple[tuple[int, int], ...]:
+    """The engine's tables: one, and a second without scaling where sliding layers have their own base."""
+    if dimensions is None:
+        return ()
+    scaled = (_rotary_positions(reader, positions), dimensions)
+    return (scaled, (positions, dimensions)) if unscaled_rotary else (scaled,)
 
 
 def _rotary_positions(reader: ConfigReader, positions: int) -> int:
@@ -250,7 +259,7 @@ def _gemma(reader: ConfigReader) -> ModelFacts:
     return replace(facts, tie_word_embeddings=reader.flag("tie_word_embeddings", default=True))
 
 
-def _interleaved(reader: ConfigReader, traits: _LlamaTraits, every: int, rotary_caches: int) -> ModelFacts:
+def _interleaved(reader: ConfigReader, traits: _LlamaTraits, every: int, *, unscaled_rotary: bool) -> ModelFacts:
     window = reader.integer("sliding_window")
     kinds = [_dense_layer(reader, traits), _dense_layer(reader, traits, window=window)]
     pattern = [int(slides) for slides in _layer_types(reader, reader.integer("num_hidden_layers"), every)]
@@ -259,18 +268,19 @@ def _interleaved(reader: ConfigReader, traits: _LlamaTraits, every: int, rotary_
         kinds,
         pattern,
         rotary_dim=kinds[0].attention.head_size,
-        rotary_caches=rotary_caches,
+        unscaled_rotary=unscaled_rotary,
         tied_by_default=True,
     )
 
 
 def _gemma2(reader: ConfigReader) -> ModelFacts:
-    return _interleaved(reader, _LlamaTraits(norms_per_layer=4), 2, 1)
+    return _interleaved(reader, _LlamaTraits(norms_per_layer=4), 2, unscaled_rotary=False)
 
 
 def _gemma3_text(reader: ConfigReader) -> ModelFacts:
     every = reader.integer("sliding_window_pattern", 6)
-    return _interleaved(reader, _LlamaTraits(norms_per_layer=4, query_key_norm=True), every, 2)
+    traits = _LlamaTraits(norms_per_layer=4, query_key_norm=True)
+    return _interleaved(reader, traits, every, unscaled_rotary=True)
 
 
 def _gemma3(reader: ConfigReader) -> ModelFacts:

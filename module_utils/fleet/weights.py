@@ -247,7 +247,7 @@ def lora_bytes(model: ModelFacts, layers: tuple[int, int], lora: LoraOptions, pl
 
 
 def _other_bytes(model: ModelFacts, plan: WeightPlan, *, last_stage: bool) -> int:
-    rotary = sum(allocated_bytes(model.rotary_positions * dim * plan.dtype_bytes) for dim in model.rotary_dims)
+    rotary = sum(allocated_bytes(rows * columns * plan.dtype_bytes) for rows, columns in model.rotary_caches)
     norm = model.final_norm_parameters * plan.dtype_bytes if last_stage else 0
     encoder = model.encoder.parameters * plan.dtype_bytes if model.encoder else 0
     return rotary + norm + encoder
