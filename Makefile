@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 BIN := .venv/bin
 SCENARIOS := default vllm model_store serving gateway site
-SHELL_FILES := .ci/run scripts/setup scripts/molecule-all playbooks/files/preflight.sh
+SHELL_FILES = $(shell git grep -lE '^\#!/(usr/)?bin/(env )?(ba|da)?sh$$')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/module_utils
 
