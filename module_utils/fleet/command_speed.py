@@ -18,10 +18,6 @@ from .speed import SpeedModel
 if TYPE_CHECKING:
     import argparse
 
-    from .engine_options import EngineOptions
-    from .hardware import GpuModel
-    from .model_facts import ModelFacts
-
 _OPTIONS = {
     "dtype": "dtype",
     "quantization": "quantization",
@@ -56,7 +52,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--utilization", type=float)
     parser.add_argument("--engine-version", default=DEFAULT_ENGINE_VERSION)
     parser.add_argument("--draft", metavar="PATH", help="configuration of a draft model, for speculative decoding")
-    parser.add_argument("--speculative-tokens", type=int, default=0, help="draft tokens a step; without --draft: n-gram")
+    parser.add_argument(
+        "--speculative-tokens", type=int, default=0, help="draft tokens a step; without --draft: n-gram"
+    )
     parser.add_argument("--acceptance-rate", type=float, help="of one draft token, between 0 and 1")
     parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
 
@@ -80,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         rows.append(document)
     answer: dict[str, object] = {"gpu": gpu.name, "links": speed.links.source, "rows": rows}
     if args.draft is not None or args.speculative_tokens:
-        answer["speculative"] = _speculative(args, model, gpu, options, batches, prompt_tokens + output_tokens / 2)
+        answer["speculative"] = _speculative(args, speed, batches, prompt_tokens + output_tokens / 2)
     if args.json:
         json.dump(answer, sys.stdout, indent=2)
         sys.stdout.write("\n")
@@ -90,12 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _speculative(
-    args: argparse.Namespace,
-    model: ModelFacts,
-    gpu: GpuModel,
-    options: EngineOptions,
-    batches: list[int],
-    context_tokens: float,
+    args: argparse.Namespace, plain: SpeedModel, batches: list[int], context_tokens: float
 ) -> dict[str, object]:
     draft = None if args.draft is None else load_model_facts(args.draft)
     speculative = SpeculativeOptions(
@@ -103,9 +96,8 @@ def _speculative(
         num_speculative_tokens=_at_least_one(args.speculative_tokens, "--speculative-tokens"),
         draft=draft,
     )
-    speed = SpeculativeSpeed(
-        model, gpu, replace(options, speculative=speculative), acceptance_rate=args.acceptance_rate
-    )
+    options = replace(plain.options, speculative=speculative)
+    speed = SpeculativeSpeed(plain.model, plain.gpu, options, acceptance_rate=args.acceptance_rate)
     effects = [speed.effect(batch, context_tokens) for batch in batches]
     return {
         "method": speculative.method,

@@ -3,21 +3,21 @@
 A step is composed of its kernels (``speed_kernels``), collectives (``speed_collectives``) and what the engine adds
 (``speed_constants.OVERHEADS``). Assumptions:
 
-- Decode runs in CUDA graphs: the batch is padded to the next captured size. Steps of more than 512 tokens are launched
-  kernel by kernel and cannot be faster than the host launches them.
+- Decode runs in CUDA graphs: the batch is padded to the next captured size. Steps beyond the largest of them (512 tokens,
+  or twice max_num_seqs) are launched kernel by kernel and cannot be faster than the host launches them.
 - Chunked prefill: a step takes the running sequences' tokens first and fills the rest of ``max_num_batched_tokens``
   with prompt tokens, which share the matrix products with decode and have attention of their own.
 - Routing to experts is even and independent, so that the expected number of distinct experts is read.
 - Pipeline: with S stages, S + 1 batches are in flight (vLLM schedules one ahead); the running sequences are split evenly
   among them. A sequence's next token comes after its batch has passed all stages, or after all batches have passed the
   slowest stage, whichever is later.
-- All ranks are equal; the slowest pipeline stage is the one with most layers or the head.
+- All ranks of a stage are equal.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import FleetError
@@ -111,7 +111,7 @@ class SpeedRow:
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """A linear layer on one rank. ``reduced`` is whether its output is summed over the tensor-parallel group."""
+    """A linear layer on one rank. ``peak`` names the datasheet rate; ``activation_bytes`` is of one input element."""
 
     format: MatrixFormat
     peak: str
@@ -163,13 +163,20 @@ class SpeedModel:
         gpu: the card; every rank has one.
         options: how the engine is started.
         links: between the ranks. None takes the default for the card.
+        overheads: of the engine. None takes what was fitted for the card.
 
     Raises:
         FleetError: the card has no measured kernels, or the options contradict the model.
     """
 
     def __init__(
-        self, model: ModelFacts, gpu: GpuModel, options: EngineOptions, *, links: Links | None = None
+        self,
+        model: ModelFacts,
+        gpu: GpuModel,
+        options: EngineOptions,
+        *,
+        links: Links | None = None,
+        overheads: EngineOverheads | None = None,
     ) -> None:
         if gpu.name not in KERNELS:
             raise FleetError("gpu", f"no measured kernels for {gpu.name}, known are {', '.join(sorted(KERNELS))}")
@@ -179,8 +186,16 @@ class SpeedModel:
         self.options = options
         self.links = links or default_links(nvlink=gpu.nvlink)
         self._curves: KernelCurves = KERNELS[gpu.name]
-        self._overheads: EngineOverheads = OVERHEADS
-        self._rates = GpuRates(gpu.memory_bandwidth_bytes_per_s, gpu.flops_per_s)
+        self._overheads = overheads or OVERHEADS[gpu.name]
+        sustained = {
+            name: rate * (self._overheads.sustained_flops if name in ("bfloat16", "float16") else 1.0)
+            for name, rate in gpu.flops_per_s.items()
+        }
+        self._rates = GpuRates(gpu.memory_bandwidth_bytes_per_s, sustained)
+        self._matrix_curves = {
+            name: replace(curve, launch_s=min(curve.launch_s, self._overheads.graph_launch_s))
+            for name, curve in self._curves.matrix.items()
+        }
         self._dtype_bytes = DTYPE_BYTES[serving_dtype(model, options)]
         self._kv_dtype = "fp8" if options.kv_cache_dtype.startswith("fp8") else "bfloat16"
         self._tensor_size = options.tensor_parallel_size
@@ -188,6 +203,11 @@ class SpeedModel:
         self._capture_limit = 0 if options.enforce_eager else min(_LARGEST_CAPTURE, 2 * options.max_num_seqs)
         self._layers_cache: dict[tuple[int, int], Time] = {}
         self._head_cache: dict[int, Time] = {}
+
+    @property
+    def first_token_s(self) -> float:
+        """What a request waits beside its steps until its first token is out."""
+        return self._overheads.first_token_s
 
     # -- what others ask ------------------------------------------------------------------------------------------
 
@@ -246,12 +266,12 @@ class SpeedModel:
                 time = time.plus(
                     self._attention_time(
                         layer,
-                        decode_sequences,
-                        decode_context_tokens,
-                        query_tokens,
-                        prefill_tokens,
-                        prefill_pairs,
-                        prefill_past_tokens,
+                        decode_sequences=decode_sequences,
+                        context_tokens=decode_context_tokens,
+                        query_tokens=query_tokens,
+                        prefill_tokens=prefill_tokens,
+                        prefill_pairs=prefill_pairs,
+                        prefill_past_tokens=prefill_past_tokens,
                     )
                 )
             if stage.last:
@@ -345,11 +365,14 @@ class SpeedModel:
         whole = int(tokens) + (tokens > int(tokens))
         if whole > self._capture_limit:
             return whole
-        return _CAPTURE_SIZES[bisect_left(_CAPTURE_SIZES, whole)]
+        return int(_CAPTURE_SIZES[bisect_left(_CAPTURE_SIZES, whole)])
 
     def _launched_from_the_host(self, stage: _Stage, time: Time) -> Time:
         per_layer = self._overheads.eager_layer_s if self.options.enforce_eager else self._overheads.launch_layer_s
-        floor = per_layer * sum(layer.count for layer in stage.layers)
+        floor = sum(
+            layer.count * max(per_layer, 0.0 if layer.experts is None else self._overheads.launch_experts_layer_s)
+            for layer in stage.layers
+        )
         missing = floor - time.seconds
         return time if missing <= 0 else time.plus(Time(missing, launch_s=missing))
 
@@ -382,7 +405,7 @@ class SpeedModel:
 
     def _matrix_time(self, matrix: _Matrix, tokens: float) -> Time:
         return matrix_time(
-            self._curves.matrix[matrix.format],
+            self._matrix_curves[matrix.format],
             self._rates,
             peak=matrix.peak,
             m=tokens,
@@ -414,6 +437,7 @@ class SpeedModel:
     def _attention_time(
         self,
         layer: _Layer,
+        *,
         decode_sequences: float,
         context_tokens: float,
         query_tokens: int,
@@ -515,9 +539,7 @@ class SpeedModel:
             small_bytes_per_token=moved,
         )
 
-    def _build_matrix(
-        self, module: LinearModule, layer: LayerFacts, quantization: QuantizationFacts | None
-    ) -> _Matrix:
+    def _build_matrix(self, module: LinearModule, layer: LayerFacts, quantization: QuantizationFacts | None) -> _Matrix:
         inputs, outputs = shard_sizes(module, layer, self._tensor_size)
         if not module.quantizable or (
             quantization is not None

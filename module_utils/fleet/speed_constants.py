@@ -7,7 +7,7 @@ the ratio that the experts' INT4 and 16-bit kernels show.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .speed_kernels import DecodeAttentionCurve, ExpertsCurve, MatrixCurve, PrefillAttentionCurve
@@ -31,100 +31,95 @@ class EngineOverheads:
     """What the engine adds to its kernels.
 
     ``small_kernel_s`` is the least time of a normalization or the like in a CUDA graph, ``small_bandwidth_fraction``
-    the share of the datasheet's bandwidth that such kernels reach on large inputs. ``step_s`` and ``sequence_s`` are
-    what a step costs beside its kernels, whole and per sequence. ``first_token_s`` is what a request waits before and
-    after its first step. ``launch_layer_s`` is how fast the host can launch a layer outside CUDA graphs, compiled, and
-    ``eager_layer_s`` with ``enforce_eager``.
+    the share of the datasheet's bandwidth that such kernels reach on large inputs. ``graph_launch_s`` is the most that a
+    matrix kernel's launch costs inside a CUDA graph. ``sustained_flops`` is the share of the 16-bit kernels' measured
+    rate that is left when they follow one another for seconds and the power limit lowers the clocks. ``step_s`` and
+    ``sequence_s`` are what a step costs beside its kernels, whole and per sequence. ``first_token_s`` is what a request
+    waits before and after its first step. ``launch_layer_s`` is how fast the host can launch a layer outside CUDA
+    graphs, compiled, ``launch_experts_layer_s`` one with experts, and ``eager_layer_s`` with ``enforce_eager``.
     """
 
     small_kernel_s: float
     small_bandwidth_fraction: float
+    graph_launch_s: float
+    sustained_flops: float
     step_s: float
     sequence_s: float
     first_token_s: float
     launch_layer_s: float
+    launch_experts_layer_s: float
     eager_layer_s: float
 
 
-OVERHEADS = EngineOverheads(
-    small_kernel_s=2.0e-6,
-    small_bandwidth_fraction=0.8,
-    step_s=0.3e-3,
-    sequence_s=3e-6,
-    first_token_s=2.4e-3,
+# Printed by tests/bench/fit_speed_overheads.py from 32 sweeps of Llama-3-8B (16-bit, FP8) and Llama-2-13B on an H100
+# (tests/data/speed/h100_sweeps.json and the reference sweeps), except the launch rates: that of experts is a prompt of
+# 2,048 tokens on Qwen3-30B-A3B, the others are set low enough to bound none of the measured steps.
+_HOPPER_OVERHEADS = EngineOverheads(
+    small_kernel_s=0.8e-6,
+    small_bandwidth_fraction=0.95,
+    graph_launch_s=3.73e-6,
+    sustained_flops=0.871,
+    step_s=0.349e-3,
+    sequence_s=3.33e-6,
+    first_token_s=2.29e-3,
     launch_layer_s=100e-6,
+    launch_experts_layer_s=1.8e-3,
     eager_layer_s=350e-6,
 )
+
+OVERHEADS: Mapping[str, EngineOverheads] = {
+    "H100": _HOPPER_OVERHEADS,
+    # No engine was measured on the others. The host's part is taken over; the L40S's kernel tables already show the clocks
+    # under load (they fall from 259 to 187 TFLOPS as products grow), and its quantization kernels 0.77 of the bandwidth.
+    "H200": _HOPPER_OVERHEADS,
+    "L40S": replace(_HOPPER_OVERHEADS, sustained_flops=1.0, small_bandwidth_fraction=0.8),
+}
 
 KERNELS: Mapping[str, KernelCurves] = {
     "L40S": KernelCurves(
         matrix={
             "bfloat16": MatrixCurve(
                 launch_s=1.47e-07,
-                bandwidth_fraction=0.746,
-                flops_fraction=0.682,
-                depth_offset=207.0,
-                column_offset=137.0,
-                tile_s_per_k=2.32e-10,
-                smoothness=4.9,
-                row_log_factors=(
-                    -0.075,
-                    -0.055,
-                    -0.001,
-                    0.0,
-                    0.011,
-                    0.03,
-                    0.014,
-                    -0.001,
-                    -0.001,
-                    -0.004,
-                    -0.001,
-                    0.049,
-                    0.074,
-                ),
-            ),  # 9550 rows, error 5.8 % median, 15 % at the 90th percentile
+                least_s=2.91e-06,
+                bandwidth_fraction=0.743,
+                flops_fraction=0.701,
+                depth_offset=253.0,
+                column_offset=305.0,
+                tile_s_per_k=0.0,
+                smoothness=4.93,
+                row_log_factors=(-0.091, -0.063, -0.002, 0.0, 0.017, 0.038, 0.024, -0.0, -0.0, -0.0, -0.0, -0.0, 0.0),
+            ),  # 7120 rows, error 5.5 % median, 15 % at the 90th percentile
             "fp8": MatrixCurve(
                 launch_s=0.0,
-                bandwidth_fraction=0.676,
-                flops_fraction=0.566,
-                depth_offset=680.0,
-                column_offset=600.0,
-                tile_s_per_k=3.98e-09,
-                smoothness=3.76,
-                row_log_factors=(
-                    -0.051,
-                    -0.043,
-                    -0.001,
-                    0.001,
-                    0.01,
-                    0.038,
-                    -0.0,
-                    0.0,
-                    -0.0,
-                    -0.012,
-                    -0.0,
-                    0.002,
-                    0.001,
-                ),
-            ),  # 9569 rows, error 6.7 % median, 23 % at the 90th percentile
+                least_s=7.69e-06,
+                bandwidth_fraction=0.67,
+                flops_fraction=0.597,
+                depth_offset=627.0,
+                column_offset=945.0,
+                tile_s_per_k=3.87e-09,
+                smoothness=4.52,
+                row_log_factors=(-0.045, -0.034, -0.002, -0.0, 0.03, 0.077, 0.014, 0.0, -0.0, -0.0, -0.0, -0.0, -0.0),
+            ),  # 7139 rows, error 5.4 % median, 13 % at the 90th percentile
             "fp8_block": MatrixCurve(
                 launch_s=0.0,
-                bandwidth_fraction=0.676,
+                least_s=7.69e-06,
+                bandwidth_fraction=0.67,
                 flops_fraction=0.379,
                 depth_offset=0.0,
                 column_offset=498.0,
-                tile_s_per_k=3.98e-09,
+                tile_s_per_k=3.87e-09,
                 smoothness=4.0,
                 row_log_factors=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
             ),  # 1671 rows, error 5.7 % median, 13 % at the 90th percentile
             "marlin": MatrixCurve(
                 launch_s=1.47e-07,
-                bandwidth_fraction=0.746,
-                flops_fraction=0.562,
-                depth_offset=207.0,
-                column_offset=137.0,
-                tile_s_per_k=2.32e-10,
-                smoothness=4.9,
+                least_s=2.91e-06,
+                bandwidth_fraction=0.743,
+                flops_fraction=0.578,
+                depth_offset=253.0,
+                column_offset=305.0,
+                tile_s_per_k=0.0,
+                smoothness=4.93,
                 row_log_factors=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
             ),
         },
@@ -182,71 +177,61 @@ KERNELS: Mapping[str, KernelCurves] = {
     "H100": KernelCurves(
         matrix={
             "bfloat16": MatrixCurve(
-                launch_s=3.7e-06,
-                bandwidth_fraction=0.88,
-                flops_fraction=0.828,
-                depth_offset=125.0,
+                launch_s=3.75e-06,
+                least_s=0.0,
+                bandwidth_fraction=0.877,
+                flops_fraction=0.829,
+                depth_offset=128.0,
                 column_offset=0.0,
-                tile_s_per_k=1.09e-09,
-                smoothness=3.47,
+                tile_s_per_k=1.69e-09,
+                smoothness=4.18,
                 row_log_factors=(
-                    -0.012,
-                    -0.0,
-                    0.001,
-                    0.001,
+                    -0.02,
+                    -0.004,
+                    0.002,
+                    0.007,
                     -0.001,
-                    0.003,
+                    0.029,
                     -0.001,
                     -0.058,
-                    -0.033,
-                    -0.017,
-                    0.011,
-                    0.004,
-                    0.027,
-                ),
-            ),  # 9585 rows, error 4.3 % median, 11 % at the 90th percentile
-            "fp8": MatrixCurve(
-                launch_s=5.44e-06,
-                bandwidth_fraction=0.846,
-                flops_fraction=0.652,
-                depth_offset=0.0,
-                column_offset=600.0,
-                tile_s_per_k=2.45e-09,
-                smoothness=1.67,
-                row_log_factors=(
-                    -0.0,
                     0.0,
-                    0.009,
-                    -0.087,
-                    -0.222,
-                    -0.001,
-                    -0.222,
-                    -0.155,
-                    -0.0,
-                    0.077,
-                    0.137,
+                    0.0,
                     0.001,
-                    0.052,
+                    0.001,
+                    0.001,
                 ),
-            ),  # 9585 rows, error 5.6 % median, 15 % at the 90th percentile
+            ),  # 7155 rows, error 4.1 % median, 11 % at the 90th percentile
+            "fp8": MatrixCurve(
+                launch_s=5.65e-06,
+                least_s=0.0,
+                bandwidth_fraction=0.831,
+                flops_fraction=0.66,
+                depth_offset=0.0,
+                column_offset=1460.0,
+                tile_s_per_k=2.36e-09,
+                smoothness=2.01,
+                row_log_factors=(0.001, 0.011, 0.027, -0.048, -0.144, 0.016, -0.2, -0.179, 0.0, 0.0, 0.0, 0.0, 0.0),
+            ),  # 7155 rows, error 4.3 % median, 13 % at the 90th percentile
             "fp8_block": MatrixCurve(
-                launch_s=5.44e-06,
-                bandwidth_fraction=0.846,
+                launch_s=5.65e-06,
+                least_s=0.0,
+                bandwidth_fraction=0.831,
                 flops_fraction=0.642,
                 depth_offset=0.0,
                 column_offset=600.0,
-                tile_s_per_k=2.45e-09,
+                tile_s_per_k=2.36e-09,
                 smoothness=4.0,
                 row_log_factors=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
             ),  # 1522 rows, error 7.6 % median, 16 % at the 90th percentile
             "marlin": MatrixCurve(
-                launch_s=3.7e-06,
-                bandwidth_fraction=0.88,
+                launch_s=3.75e-06,
+                least_s=0.0,
+                bandwidth_fraction=0.877,
                 flops_fraction=0.391,
-                depth_offset=125.0,
+                depth_offset=128.0,
                 column_offset=0.0,
-                tile_s_per_k=1.09e-09,
-                smoothness=3.47,
+                tile_s_per_k=1.69e-09,
+                smoothness=4.18,
                 row_log_factors=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
             ),
         },
@@ -304,71 +289,61 @@ KERNELS: Mapping[str, KernelCurves] = {
     "H200": KernelCurves(
         matrix={
             "bfloat16": MatrixCurve(
-                launch_s=4.07e-06,
-                bandwidth_fraction=0.849,
-                flops_fraction=0.825,
-                depth_offset=77.8,
+                launch_s=3.94e-06,
+                least_s=0.0,
+                bandwidth_fraction=0.847,
+                flops_fraction=0.808,
+                depth_offset=64.7,
                 column_offset=0.0,
-                tile_s_per_k=8.46e-10,
-                smoothness=3.39,
+                tile_s_per_k=1.41e-09,
+                smoothness=3.55,
                 row_log_factors=(
+                    -0.002,
                     -0.001,
-                    -0.001,
+                    0.003,
+                    0.022,
+                    -0.014,
+                    0.003,
+                    -0.049,
+                    -0.079,
                     0.001,
-                    0.011,
-                    -0.001,
                     0.001,
-                    -0.025,
-                    -0.051,
-                    -0.022,
-                    -0.001,
-                    0.024,
-                    0.038,
-                    0.068,
+                    0.001,
+                    0.001,
+                    0.001,
                 ),
-            ),  # 9585 rows, error 4.8 % median, 11 % at the 90th percentile
+            ),  # 7155 rows, error 4.5 % median, 11 % at the 90th percentile
             "fp8": MatrixCurve(
-                launch_s=5.46e-06,
-                bandwidth_fraction=0.82,
-                flops_fraction=0.742,
-                depth_offset=0.0,
-                column_offset=600.0,
-                tile_s_per_k=2.54e-09,
-                smoothness=1.5,
-                row_log_factors=(
-                    -0.0,
-                    -0.018,
-                    0.118,
-                    -0.125,
-                    -0.297,
-                    0.001,
-                    -0.215,
-                    -0.126,
-                    -0.0,
-                    0.106,
-                    0.153,
-                    0.037,
-                    0.078,
-                ),
-            ),  # 9585 rows, error 6.2 % median, 18 % at the 90th percentile
+                launch_s=5.81e-06,
+                least_s=0.0,
+                bandwidth_fraction=0.809,
+                flops_fraction=0.78,
+                depth_offset=1.94,
+                column_offset=1870.0,
+                tile_s_per_k=2.25e-09,
+                smoothness=1.73,
+                row_log_factors=(0.003, 0.002, 0.158, -0.063, -0.201, 0.063, -0.202, -0.167, 0.0, 0.0, 0.0, 0.0, 0.0),
+            ),  # 7155 rows, error 4.4 % median, 13 % at the 90th percentile
             "fp8_block": MatrixCurve(
-                launch_s=5.46e-06,
-                bandwidth_fraction=0.82,
+                launch_s=5.81e-06,
+                least_s=0.0,
+                bandwidth_fraction=0.809,
                 flops_fraction=0.63,
                 depth_offset=0.0,
                 column_offset=600.0,
-                tile_s_per_k=2.54e-09,
+                tile_s_per_k=2.25e-09,
                 smoothness=4.0,
                 row_log_factors=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
             ),  # 1540 rows, error 7.5 % median, 15 % at the 90th percentile
             "marlin": MatrixCurve(
-                launch_s=4.07e-06,
-                bandwidth_fraction=0.849,
-                flops_fraction=0.338,
-                depth_offset=77.8,
+                launch_s=3.94e-06,
+                least_s=0.0,
+                bandwidth_fraction=0.847,
+                flops_fraction=0.331,
+                depth_offset=64.7,
                 column_offset=0.0,
-                tile_s_per_k=8.46e-10,
-                smoothness=3.39,
+                tile_s_per_k=1.41e-09,
+                smoothness=3.55,
                 row_log_factors=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
             ),
         },

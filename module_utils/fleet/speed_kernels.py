@@ -72,11 +72,13 @@ class MatrixCurve:
 
     ``bandwidth_fraction`` and ``flops_fraction`` are of the GPU's datasheet rates. ``column_offset`` and
     ``depth_offset`` are columns and depth that a tile pays without using them; ``tile_s_per_k`` is the time that one
-    tile takes for one step of depth, below which a narrow product does not come however many multiprocessors are idle.
+    tile takes for one step of depth, below which a narrow product does not come however many multiprocessors are idle,
+    and ``least_s`` what the smallest one takes.
     ``row_log_factors`` correct the curve at ``ROW_KNOTS``.
     """
 
     launch_s: float
+    least_s: float
     bandwidth_fraction: float
     flops_fraction: float
     depth_offset: float
@@ -182,7 +184,7 @@ def matrix_time(
     compute_s = 2.0 * m * (n + curve.column_offset) * depth / rate
     tile_s = curve.tile_s_per_k * depth * min(max(m, 32.0), 128.0) / 128.0
     p = curve.smoothness
-    seconds = (memory_s**p + compute_s**p + tile_s**p) ** (1.0 / p) * row_factor(curve, m)
+    seconds = (memory_s**p + compute_s**p + tile_s**p + curve.least_s**p) ** (1.0 / p) * row_factor(curve, m)
     return _split(seconds, curve.launch_s, memory_s, compute_s)
 
 

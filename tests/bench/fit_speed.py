@@ -18,9 +18,9 @@ from scipy.optimize import least_squares
 
 sys.path[:0] = [str(Path(__file__).parents[2] / "module_utils"), str(Path(__file__).parent)]
 
-from aiconfigurator_tables import Table, load, select
-from fleet.hardware import gpu_by_name
-from fleet.speed_kernels import (
+from aiconfigurator_tables import Table, load  # noqa: E402
+from fleet.hardware import gpu_by_name  # noqa: E402
+from fleet.speed_kernels import (  # noqa: E402
     ROW_KNOTS,
     DecodeAttentionCurve,
     ExpertsCurve,
@@ -51,33 +51,44 @@ def solve(
 
 
 def fit_matrix(gpu: GpuModel, table: Table, dtype: str, weight_bytes: int) -> tuple[MatrixCurve, np.ndarray]:
-    """Rows that an engine sees: at least 8 M weights, token counts up to 16 or multiples of 8."""
+    """Rows that decide an engine's speed: both sides 2,048 or more, 16 M weights, token counts to 16 or multiples of 8."""
+    every = table["gemm_dtype"] == dtype
+    all_m, all_n, all_k = (table[c].astype(float)[every] for c in "mnk")
     m, n, k = (table[c].astype(float) for c in "mnk")
-    keep = (table["gemm_dtype"] == dtype) & (n >= 1024) & (k >= 1024) & (n * k >= 8e6) & (m <= 16384)
+    keep = (table["gemm_dtype"] == dtype) & (n >= 2048) & (k >= 2048) & (n * k >= 16e6) & (m <= 16384)
     keep &= (m < 17) | (m % 8 == 0)
     m, n, k, measured = m[keep], n[keep], k[keep], table["latency"][keep]
     bandwidth, peak = gpu.memory_bandwidth_bytes_per_s, gpu.flops_per_s[dtype]
 
-    def model(x: np.ndarray) -> np.ndarray:
+    def model(x: np.ndarray, m: np.ndarray, n: np.ndarray, k: np.ndarray, least_s: float = 0.0) -> np.ndarray:
         launch, by, fl, depth, smooth, tile, column = x[:7]
         memory = (weight_bytes * (n * k + m * k) + 2 * m * n) / (bandwidth * by)
         compute = 2 * m * (n + column) * (k + depth) / (peak * fl)
         floor = tile * 1e-9 * (k + depth) * np.clip(m, 32, 128) / 128
         factor = np.exp(np.interp(np.log2(m), np.log2(ROW_KNOTS), x[7:]))
-        return launch * 1e-6 + factor * (memory**smooth + compute**smooth + floor**smooth) ** (1 / smooth)
+        return launch * 1e-6 + factor * (memory**smooth + compute**smooth + floor**smooth + least_s**smooth) ** (
+            1 / smooth
+        )
 
     def residual(x: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.log(model(x) / measured), 40 * x[7:]])
+        # Large products differ in rate by shape, not by rows: their corrections are kept close to one another.
+        large = x[7 + ROW_KNOTS.index(1024) :]
+        return np.concatenate([np.log(model(x, m, n, k) / measured), 20 * x[7:], 300 * np.diff(large)])
 
     knots = len(ROW_KNOTS)
     x = solve(
         residual,
         [2, 0.8, 0.7, 100, 3, 1, 50] + [0] * knots,
         [0, 0.3, 0.2, 0, 1.5, 0, 0] + [-0.4] * knots,
-        [30, 0.95, 1, 800, 8, 100, 600] + [0.4] * knots,
+        [30, 0.95, 1, 1500, 8, 100, 2000] + [0.4] * knots,
     )
+    # Small products (shards of small models, routers) are decided by how long a kernel takes at least: one more constant.
+    least_s = solve(
+        lambda y: np.log(model(x, all_m, all_n, all_k, y[0] * 1e-6) / table["latency"][every]), [4.0], [0.0], [20.0]
+    )[0]
     curve = MatrixCurve(
         launch_s=_round(x[0], 1e-6),
+        least_s=_round(least_s, 1e-6),
         bandwidth_fraction=_round(x[1]),
         flops_fraction=_round(x[2]),
         depth_offset=_round(x[3]),
@@ -123,6 +134,7 @@ def fit_block_fp8(gpu: GpuModel, table: Table, plain: MatrixCurve) -> tuple[Matr
     )
     curve = MatrixCurve(
         launch_s=plain.launch_s,
+        least_s=plain.least_s,
         bandwidth_fraction=plain.bandwidth_fraction,
         flops_fraction=_round(x[0]),
         depth_offset=_round(x[2]),

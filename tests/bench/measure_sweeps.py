@@ -20,6 +20,10 @@ from pathlib import Path
 
 OUTPUT_TOKENS = 64
 
+os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
 
 def measure(case: dict, result: Path) -> None:
     """Run one case in this process and write its sweep after each point."""
@@ -29,8 +33,13 @@ def measure(case: dict, result: Path) -> None:
     Path(directory, "config.json").write_text(json.dumps(case["model_config"]))
     started = time.monotonic()
     llm = LLM(model=directory, load_format="dummy", skip_tokenizer_init=True, seed=0, **case["engine_args"])
-    document = {"case": case["case"], "engine_args": case["engine_args"], "env": case.get("env", {}),
-                "start_s": round(time.monotonic() - started, 1), "sweep": []}
+    document = {
+        "case": case["case"],
+        "engine_args": case["engine_args"],
+        "env": case.get("env", {}),
+        "start_s": round(time.monotonic() - started, 1),
+        "sweep": [],
+    }
     vocabulary = case["model_config"]["vocab_size"]
 
     def run(batch: int, prompt: int, tokens: int, salt: int) -> float:
@@ -48,12 +57,19 @@ def measure(case: dict, result: Path) -> None:
 
     for point, (batch, prompt) in enumerate(case["points"]):
         run(min(batch, 8), prompt, 2, 1000 + point)
-        repeats = 3 if batch * prompt <= 16384 else 1
+        repeats = 3 if batch * prompt <= 8192 else 1
         first = sorted(run(batch, prompt, 1, 10 * point + i) for i in range(repeats))[repeats // 2]
         whole = sorted(run(batch, prompt, OUTPUT_TOKENS + 1, 10 * point + i + 5) for i in range(repeats))[repeats // 2]
         step = (whole - first) / OUTPUT_TOKENS
-        document["sweep"].append({"batch": batch, "isl": prompt, "prefill_s": round(first, 5),
-                                  "tpot_ms": round(step * 1e3, 4), "decode_tok_s": round(batch / step, 1)})
+        document["sweep"].append(
+            {
+                "batch": batch,
+                "isl": prompt,
+                "prefill_s": round(first, 5),
+                "tpot_ms": round(step * 1e3, 4),
+                "decode_tok_s": round(batch / step, 1),
+            }
+        )
         result.write_text(json.dumps(document))
         print(case["case"], document["sweep"][-1], f"{time.monotonic() - started:.0f} s", flush=True)
 
@@ -69,7 +85,7 @@ def main(arguments: list[str]) -> None:
         part = result.with_name(f"{result.stem}_{name}.json")
         environment = {**os.environ, **cases[name].get("env", {}), "SWEEP_CASE": name}
         command = [sys.executable, __file__, str(configurations), str(part)]
-        log = result.with_name(f"{result.stem}_{name}.log")
+        log = Path(tempfile.gettempdir(), f"{name}.log")
         with log.open("w") as stream:
             code = subprocess.run(command, env=environment, stderr=stream, check=False).returncode  # noqa: S603
         print(name, "exit", code, flush=True)
