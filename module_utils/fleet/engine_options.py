@@ -17,6 +17,17 @@ DEFAULT_GPU_MEMORY_UTILIZATION = 0.92
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 ONLINE_QUANTIZATION = frozenset({"fp8"})
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+ATTENTION_BACKENDS = (
+    "FLASH_ATTN",
+    "FLASHINFER",
+    "TRITON_ATTN",
+    "FLEX_ATTENTION",
+    "TRITON_MLA",
+    "FLASH_ATTN_MLA",
+    "FLASHMLA",
+    "FLASHINFER_MLA",
+    "CPU_ATTN",
+)
 WEIGHT_KERNELS = ("marlin", "machete")
 KV_CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")
 
@@ -181,6 +192,13 @@ def _kv_cache_dtype(value: object, where: str) -> str:
     return text
 
 
+def _attention_backend(value: object, where: str) -> str:
+    text = _text(value, where)
+    if text not in ATTENTION_BACKENDS:
+        raise FleetError(where, f"must be one of {', '.join(ATTENTION_BACKENDS)}, got {value!r}")
+    return text
+
+
 def _weight_kernel(value: object, where: str) -> str:
     text = _text(value, where).lower()
     if text not in WEIGHT_KERNELS:
@@ -234,7 +252,7 @@ _CHECKS = {
     "gpu_memory_utilization": _fraction,
     "kv_cache_memory_bytes": _positive,
     "block_size": _positive,
-    "attention_backend": _text,
+    "attention_backend": _attention_backend,
     "speculative_config": _speculative,
     "enable_lora": _flag,
     "max_loras": _positive,

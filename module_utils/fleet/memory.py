@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _MIB = 1024**2
 _GIB = 1024**3
+# vllm/config/model.py, _FLOAT16_NOT_SUPPORTED_MODELS
+_NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text"})
 # The CUDA context and the first handles, taken before the engine's baseline: outside its budget, on the card all the
 # same. 0.45 GiB is what an idle process of PyTorch with cuBLAS holds on a data-centre card.
 CONTEXT_BYTES = 460 * _MIB
@@ -202,7 +204,13 @@ def effective_quantization(model: ModelFacts, options: EngineOptions) -> Quantiz
 
 
 def serving_dtype(model: ModelFacts, options: EngineOptions) -> str:
-    """The dtype of activations. ``auto`` serves 32-bit checkpoints in 16 bits, as the engine does."""
+    """The dtype of activations. ``auto`` serves 32-bit checkpoints in 16 bits, as the engine does.
+
+    Raises:
+        FleetError: a dtype that the engine refuses for this family.
+    """
+    if options.dtype == "float16" and model.model_type in _NO_FLOAT16:
+        raise FleetError("dtype", f"{model.model_type} is numerically unstable in float16, use bfloat16")
     if options.dtype != "auto":
         return options.dtype
     return "float16" if model.native_dtype == "float16" else "bfloat16"

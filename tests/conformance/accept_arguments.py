@@ -53,9 +53,8 @@ def command_line(engine_args: dict[str, object]) -> list[str]:
     return flags
 
 
-def refusal(directory: Path, engine_args: dict[str, object]) -> str | None:
+def refusal(parser: FlexibleArgumentParser, directory: Path, engine_args: dict[str, object]) -> str | None:
     """Why the engine does not accept the arguments, None where it does."""
-    parser = make_arg_parser(FlexibleArgumentParser())
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -73,6 +72,7 @@ def main() -> None:
     """Answer for every set."""
     logging.disable(logging.CRITICAL)
     answers = []
+    parser = make_arg_parser(FlexibleArgumentParser())
     for item in json.loads(Path(sys.argv[1]).read_text()):
         with tempfile.TemporaryDirectory() as directory:
             Path(directory, "config.json").write_text(json.dumps(item["config"]))
@@ -83,7 +83,7 @@ def main() -> None:
                 draft_directory.mkdir()
                 (draft_directory / "config.json").write_text(json.dumps(draft))
                 engine_args["speculative_config"] = {**engine_args["speculative_config"], "model": str(draft_directory)}
-            error = refusal(Path(directory), engine_args)
+            error = refusal(parser, Path(directory), engine_args)
         answers.append({"name": item["name"], "accepted": error is None, "error": error})
     sys.stdout.write("\n" + json.dumps(answers) + "\n")
 
