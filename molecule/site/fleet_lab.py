@@ -91,13 +91,13 @@ class Fleet:
         found = json.loads(done.stdout[done.stdout.index("{") :])["msg"]
         return found if isinstance(found, dict) else json.loads(found)
 
-    def command(self, *arguments: str) -> list[str]:
-        return ["ansible-playbook", "-i", str(self.inventory / "hosts.yml"), "site.yml", *arguments]
+    def command(self, *arguments: str, playbook: str = "site.yml") -> list[str]:
+        return ["ansible-playbook", "-i", str(self.inventory / "hosts.yml"), playbook, *arguments]
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start site.yml in a process group of its own, so that a test can kill all of it."""
+    def start(self, *arguments: str, playbook: str = "site.yml") -> subprocess.Popen[str]:
+        """Start a playbook in a process group of its own, so that a test can kill all of it."""
         return subprocess.Popen(
-            self.command(*arguments),
+            self.command(*arguments, playbook=playbook),
             cwd=ROOT,
             env=ENVIRONMENT,
             stdout=subprocess.PIPE,
@@ -106,10 +106,10 @@ class Fleet:
             start_new_session=True,
         )
 
-    def run(self, *arguments: str, expect: int | None = 0) -> Run:
-        """Run site.yml to its end; ``expect`` is the exit status to insist on."""
+    def run(self, *arguments: str, expect: int | None = 0, playbook: str = "site.yml") -> Run:
+        """Run a playbook to its end; ``expect`` is the exit status to insist on."""
         begun = time.monotonic()
-        process = self.start(*arguments)
+        process = self.start(*arguments, playbook=playbook)
         output, _ = process.communicate(timeout=580)
         seconds = time.monotonic() - begun
         recap = {

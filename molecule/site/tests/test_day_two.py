@@ -49,6 +49,14 @@ def test_check_mode_sees_no_difference(lab: Fleet) -> None:
     assert lab.pids() == before
 
 
+@pytest.mark.parametrize("stage", ["gateway", "verify"])
+def test_a_stage_run_alone_changes_nothing(lab: Fleet, stage: str) -> None:
+    before = lab.pids()
+    run = lab.run(playbook=f"playbooks/{stage}.yml")
+    assert set(run.changed().values()) == {0}, run.output[-4000:]
+    assert lab.pids() == before
+
+
 def test_excluding_a_gpu_moves_only_what_is_on_it(lab: Fleet) -> None:
     before = settled(lab)
     moved, victim = next((name, found) for name, found in sorted(before.items()) if found["host"] == "l40s-01")
