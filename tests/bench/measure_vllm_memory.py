@@ -2,15 +2,16 @@
 
 Usage: measure_vllm_memory.py CASES.json OUTPUT.json SECONDS
 
-CASES.json: ``[{"case", "model_config", "engine_args", "budget_bytes", "env": {}, "trace": false}]``. Each case runs in a
-forked process of its own, so that vLLM is imported once and CUDA starts fresh. Weights are random
-(``load_format="dummy"``); the engine is stopped where it would allocate the KV cache. OUTPUT.json is written after each
-case: ``measured`` holds the fields of tests/data/vllm_memory_h100.json, ``allocator`` what PyTorch's allocator held after
-loading, ``peak`` (with ``trace``) the blocks alive at the peak of the profile run.
+CASES.json: ``[{"case", "model_config", "engine_args", "budget_bytes", "env": {}, "trace": false}]``. Each case runs
+in a forked process of its own, so that vLLM is imported once and CUDA starts fresh. Weights are random
+(``load_format="dummy"``); the engine is stopped where it would allocate the KV cache. OUTPUT.json is written after
+each case: ``measured`` holds the fields of tests/data/vllm_memory_h100.json, ``allocator`` what PyTorch's allocator
+held after loading, ``peak`` (with ``trace``) the blocks alive at the peak of the profile run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -103,20 +104,22 @@ def _measure(case: dict) -> dict:
             "allocated_bytes": stats["allocated_bytes.all.current"],
             "requested_bytes": stats["requested_bytes.all.current"],
             "reserved_bytes": stats["reserved_bytes.all.current"],
-            "blocks": [[size, requested, count] for (size, requested), count in sorted(blocks.items(), reverse=True)][:60],
+            "blocks": [[size, requested, count] for (size, requested), count in sorted(blocks.items(), reverse=True)][
+                :60
+            ],
         }
         if case.get("trace"):
             profile_run = runner.profile_run
 
             def recorded(*args, **kwargs):
-                torch.cuda.memory._record_memory_history(  # noqa: SLF001
+                torch.cuda.memory._record_memory_history(
                     enabled="all", context="alloc", stacks="python", max_entries=400_000
                 )
                 try:
                     return profile_run(*args, **kwargs)
                 finally:
-                    snapshot = torch.cuda.memory._snapshot()  # noqa: SLF001
-                    torch.cuda.memory._record_memory_history(enabled=None)  # noqa: SLF001
+                    snapshot = torch.cuda.memory._snapshot()
+                    torch.cuda.memory._record_memory_history(enabled=None)
                     result["peak"] = _peak(snapshot)
 
             runner.profile_run = recorded
@@ -159,7 +162,7 @@ def _measure(case: dict) -> dict:
     total = torch.cuda.mem_get_info(0)[1]
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "config.json").write_text(json.dumps(case["model_config"]))
-        try:
+        with contextlib.suppress(_Stop):
             LLM(
                 model=directory,
                 load_format="dummy",
@@ -167,8 +170,6 @@ def _measure(case: dict) -> dict:
                 gpu_memory_utilization=case["budget_bytes"] / total,
                 **case["engine_args"],
             )
-        except _Stop:
-            pass
     result["torch_visible_bytes"] = total
     return result
 
@@ -179,7 +180,7 @@ def _run_child(case: dict, path: Path, log: Path) -> None:
     os.dup2(descriptor, 2)
     try:
         result = _measure(case)
-    except BaseException:  # noqa: BLE001
+    except BaseException:
         result = {"error": traceback.format_exc()[-3000:]}
     path.write_text(json.dumps(result))
     sys.stdout.flush()
@@ -193,13 +194,12 @@ def main() -> None:
     deadline = time.monotonic() + seconds
     cases = json.loads(Path(cases_path).read_text())
     started = time.monotonic()
+    import torch  # noqa: PLC0415
     import vllm.v1.engine.llm_engine  # noqa: PLC0415
     import vllm.v1.worker.gpu.model_runner  # noqa: PLC0415
     import vllm.v1.worker.gpu_model_runner  # noqa: PLC0415
     import vllm.v1.worker.gpu_worker  # noqa: F401, PLC0415
     from vllm import LLM  # noqa: F401, PLC0415
-
-    import torch  # noqa: PLC0415
 
     print(f"imported in {time.monotonic() - started:.1f} s, CUDA in use: {torch.cuda.is_initialized()}", flush=True)
     results = []

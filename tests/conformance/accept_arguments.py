@@ -3,8 +3,8 @@
 Usage: accept_arguments.py SETS.json   prints ``[{"name", "accepted", "error"}]``
 
 SETS.json: ``[{"name", "config": config.json's content, "engine_args": {...}}]``. Each set goes through ``vllm serve``'s
-parser, its validation and ``create_engine_config``, on a directory that holds config.json alone. With
-``SIMULATED_SM89=1`` in the environment, the engine believes in eight GPUs of compute capability 8.9 (simulated_sm89.py).
+parser, its validation and ``create_engine_config``, on a directory that holds config.json alone. With SIMULATED_SM89
+in the environment, the engine believes in eight GPUs of compute capability 8.9 (simulated_sm89.py).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if os.environ.get("SIMULATED_SM89"):
 
     simulated_sm89.install()
 
-from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
-from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-try:  # noqa: SIM105
+try:
     from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
 except ImportError:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -63,7 +63,7 @@ def refusal(parser: FlexibleArgumentParser, directory: Path, engine_args: dict[s
             AsyncEngineArgs.from_cli_args(args).create_engine_config()
     except SystemExit:
         return complaint.getvalue().strip().splitlines()[-1]
-    except Exception as error:  # noqa: BLE001 (whatever it raises is its refusal)
+    except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
     return None
 

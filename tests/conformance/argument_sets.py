@@ -135,7 +135,11 @@ def impossible_sets() -> list[dict[str, object]]:
         ("unknown quantization of the checkpoint", unknown, {}),
         ("fp8 asked of an AWQ checkpoint", awq, {"quantization": "fp8"}),
         ("fp8 asked of a GPTQ checkpoint", gptq, {"quantization": "fp8"}),
-        ("fewer batched tokens than sequences", config("llama-3-8b"), {"max_num_batched_tokens": 100, "max_num_seqs": 256}),
+        (
+            "fewer batched tokens than sequences",
+            config("llama-3-8b"),
+            {"max_num_batched_tokens": 100, "max_num_seqs": 256},
+        ),
         ("no sequences", config("llama-3-8b"), {"max_num_seqs": 0}),
         ("unknown KV cache dtype", config("llama-3-8b"), {"kv_cache_dtype": "fp9"}),
         ("unknown dtype", config("llama-3-8b"), {"dtype": "int8"}),

@@ -40,9 +40,10 @@ class _CompiledModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def install() -> None:
     """Put the stubs and the platform in place. Call before anything of vLLM is used."""
     sys.meta_path.insert(0, _CompiledModules())
-    import vllm.platforms
-    from vllm.platforms.cuda import CudaPlatformBase
-    from vllm.platforms.interface import DeviceCapability
+    # After the stubs: importing vLLM looks for its compiled modules.
+    import vllm.platforms  # noqa: PLC0415
+    from vllm.platforms.cuda import CudaPlatformBase  # noqa: PLC0415
+    from vllm.platforms.interface import DeviceCapability  # noqa: PLC0415
 
     class SimulatedL40S(CudaPlatformBase):
         """Eight GPUs of compute capability 8.9."""
@@ -83,4 +84,9 @@ def install() -> None:
         def num_compute_units(cls, device_id: int = 0) -> int:
             return 142
 
-    vllm.platforms._current_platform = SimulatedL40S()  # noqa: SLF001
+    vllm.platforms._current_platform = SimulatedL40S()
+
+    from vllm.model_executor.models import registry  # noqa: PLC0415
+
+    # A new process would know nothing of the stubs.
+    registry._run_in_subprocess = lambda function: function()

@@ -1,0 +1,56 @@
+"""Let vLLM 0.33.0's own code judge the argument sets as on a host with eight L40S: `make conformance`.
+
+The wheel is downloaded once, its Python files are kept in the cache; the engine's virtual environment gives the
+dependencies. Exits 0 when every planned set is accepted and every impossible one refused.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+
+from argument_sets import impossible_sets, planned_sets
+from engine_python import CACHE, answers
+
+VERSION = "0.33.0"
+SOURCE = CACHE / "conformance" / f"vllm-{VERSION}"
+WHEELS = CACHE / "conformance" / "wheels"
+PLATFORM = ["--python-version", "3.12", "--platform", "manylinux_2_28_x86_64", "--only-binary=:all:"]
+
+
+def source() -> str:
+    """The folder with the wheel's Python files."""
+    if not (SOURCE / ".complete").exists():
+        WHEELS.mkdir(parents=True, exist_ok=True)
+        wheels = sorted(WHEELS.glob(f"vllm-{VERSION}-*.whl"))
+        if not wheels:
+            pip = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(WHEELS), *PLATFORM]
+            subprocess.run([*pip, f"vllm=={VERSION}"], check=True)
+            wheels = sorted(WHEELS.glob(f"vllm-{VERSION}-*.whl"))
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            names = [name for name in wheel.namelist() if name.endswith((".py", ".json", "METADATA"))]
+            wheel.extractall(SOURCE, names)
+        (SOURCE / ".complete").touch()
+    return str(SOURCE)
+
+
+def main() -> int:
+    """Print what differs and the counts."""
+    planned, impossible = planned_sets(), impossible_sets()
+    verdicts = answers([*planned, *impossible], SIMULATED_SM89="1", PYTHONPATH=source())
+    refused = [(item["name"], verdicts[item["name"]]) for item in planned if verdicts[item["name"]] is not None]
+    accepted = [item["name"] for item in impossible if verdicts[item["name"]] is None]
+    for name, error in refused:
+        sys.stdout.write(f"planned but refused: {name}: {error}\n")
+    for name in accepted:
+        sys.stdout.write(f"impossible but accepted: {name}\n")
+    sys.stdout.write(
+        f"vLLM {VERSION} on simulated sm89: {len(planned) - len(refused)} of {len(planned)} planned sets accepted, "
+        f"{len(impossible) - len(accepted)} of {len(impossible)} impossible sets refused\n"
+    )
+    return int(bool(refused or accepted))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
