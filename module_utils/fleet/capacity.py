@@ -8,12 +8,12 @@ tokens beside, and rate ``r``:
 - Mean step: ``t = d / (1 - r w)``, where ``w`` is what a prompt adds to the steps that carry it. Short prompts share
   steps: their number in a step is taken as Poisson with mean ``r t``. Little's law closes it: ``n = r (N - 1) t``.
 - Spread of a request's own mean step (TPOT). Arrivals vary as a Poisson process; more of them means more prompts in a
-  request's steps, and more sequences beside it. Running sequences relax to their mean at ``q = (1 - e)(1 - r w)`` a life,
-  with ``e`` the elasticity ``n d'(n) / d(n)``; averages over a life follow from that linear response. The quantile is
-  that of a gamma distribution to second order and cannot exceed a step full of prompt tokens.
+  request's steps, and more sequences beside it. Running sequences relax to their mean at ``q = (1 - e)(1 - r w)`` a
+  life, with ``e`` the elasticity ``n d'(n) / d(n)``; averages over a life follow from that linear response. The quantile
+  is that of a gamma distribution to second order and cannot exceed a step full of prompt tokens.
 - TTFT of prompts that fit into a step: the rest of the step under way, then a step with all that arrived in the
-  meantime (steps form a Markov chain in the number of prompts waiting). Of longer prompts: the M/D/1 queue of prompts (Crommelin's formula), the rest of a step, and the prompt's own
-  chunks.
+  meantime (steps form a Markov chain in the number of prompts waiting). Of longer prompts: the M/D/1 queue of prompts
+  (Crommelin's formula), the rest of a step, and the prompt's own chunks.
 - Room: at most ``max_num_seqs`` sequences, and as many as the KV cache holds on average plus two standard deviations of
   their phases. Sequences in excess wait; their number is that of a processor-sharing queue with rate ``n / ((N - 1) d
   + n w)`` (product form, insensitive to the length distribution).
@@ -42,8 +42,8 @@ _ITERATIONS = 40
 _RATE_STEPS = 18
 # The linear response leaves out what is not linear in it; simulations of 20 configurations spread this much wider.
 _SPREAD_FACTOR = 1.35
-# Prompts meet more running sequences than the mean when they wait longest: this many standard deviations.
-_BUSY_DEVIATIONS = 0.5
+# Prompts meet more running sequences than the mean when they wait longest: as many standard deviations.
+_BUSY_DEVIATIONS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,8 @@ class CapacityModel:
         room = _sequences_that_fit(prompt_tokens, output_tokens, kv_cache_tokens)
         self.kv_limited = room < speed.options.max_num_seqs
         self.max_running_sequences = min(room, speed.options.max_num_seqs, max(1, self._budget - 1))
+        # Very short prompts are counted in bundles, so that a full step holds a bounded number of them.
+        self._bundle = max(1, -(-self._budget // (prompt_tokens * _MOST_PROMPTS_IN_A_STEP)))
         self._rows = self._table()
         self._sequences = [row.sequences for row in self._rows]
 
@@ -226,8 +228,8 @@ class CapacityModel:
             chunks += 1
         shared = [decode_s]
         count = 1
-        while count * prompt < room and count < _MOST_PROMPTS_IN_A_STEP:
-            shared.append(self._step_with(sequences, context, count * prompt))
+        while count * prompt * self._bundle < room:
+            shared.append(self._step_with(sequences, context, count * prompt * self._bundle))
             count += 1
         full_step_s = self._step_with(sequences, context, room)
         return _Row(float(sequences), decode_s, prompt_s, chunks, full_step_s, room / prompt, (*shared, full_step_s))
@@ -273,18 +275,20 @@ class CapacityModel:
         """Mean time that a prompt adds to the steps that carry it."""
         if row.full_step_prompts < 2.0:
             return max(row.prompt_s - row.chunks * row.decode_s, 0.0)
+        prompts_per_step /= self._bundle
+        room = row.full_step_prompts / self._bundle
         added = carried = 0.0
         probability = exp(-prompts_per_step)
         for count in range(1, 4 * _MOST_PROMPTS_IN_A_STEP):
             probability *= prompts_per_step / count
             step = row.shared[min(count, len(row.shared) - 1)]
             added += probability * (step - row.decode_s)
-            carried += probability * min(count, row.full_step_prompts)
+            carried += probability * min(count, room)
             if count > prompts_per_step and probability < 1e-6:
                 break
         if carried <= 0.0:
-            return row.shared[1] - row.decode_s
-        return max(added / carried, 0.0)
+            return (row.shared[1] - row.decode_s) / self._bundle
+        return max(added / carried, 0.0) / self._bundle
 
     def _fixed_point(self, rate: float) -> tuple[float, float, float, bool]:
         """Running sequences, mean step, time a prompt adds, and whether the queue is stable."""
@@ -326,7 +330,8 @@ class CapacityModel:
         prompts = busy / (1.0 - busy)
         variance = elasticity * (elasticity * of_average / relaxed + 2.0 * prompts * together) + prompts * prompts
         spread = _SPREAD_FACTOR * sqrt(variance / sequences)
-        return mean_tpot_s * (1.0 + z * spread + (z * z - 1.0) * spread * spread / 3.0)
+        # Half the variance comes on top of the mean, since steps lengthen faster than sequences grow.
+        return mean_tpot_s * (1.0 + 0.5 * spread**2) * (1.0 + z * spread + (z * z - 1.0) * spread**2 / 3.0)
 
     def _ttft_quantile(self, rate: float, row: _Row, share: float) -> float:
         first_token_s = self._speed.first_token_s
@@ -341,7 +346,8 @@ class CapacityModel:
     def _shared_step_wait(self, rate: float, row: _Row, share: float) -> float:
         """Quantile of the rest of the step under way and of the steps until the prompt's own has ended."""
         last = len(row.shared) - 1
-        room = row.full_step_prompts
+        room = row.full_step_prompts / self._bundle
+        rate /= self._bundle
         states = 4 * _MOST_PROMPTS_IN_A_STEP
         step_s = [row.shared[min(count, last)] for count in range(states)]
         waiting = {0: 1.0}
@@ -355,11 +361,14 @@ class CapacityModel:
                 continue
             left = max(0.0, count - room)
             for others, chance in _poisson(rate * step_s[count]):
-                ahead = left + 0.5 * others
-                full_steps = int(ahead / room) if room < states else 0
-                own = step_s[min(int(left) + others + 1, states - 1)]
-                pieces.append((met * chance, full_steps * row.full_step_s + own, step_s[count]))
-        return _mixture_quantile(pieces, share)
+                places = range(0, others + 1, 1 + others // 4)
+                for place in places:
+                    # A prompt ends in the step whose budget reaches its last token; those behind it fill that step.
+                    steps_before = int((left + place + 1.0 - 1e-9) / room) if left + place + 1.0 > room else 0
+                    in_last = min(left + others + 1.0 - steps_before * room, room)
+                    own_s = _between(step_s, in_last) + steps_before * row.full_step_s
+                    pieces.append((met * chance / len(places), own_s, step_s[count]))
+        return _mixture_quantile(pieces, share) if pieces else inf
 
     def _slot_wait_quantile(
         self, rate: float, sequences: float, mean_tpot_s: float, added_s: float, share: float
@@ -429,8 +438,16 @@ def _waits_at_most(rate: float, service_s: float, wait_s: float) -> float:
     total = 0.0
     for count in range(whole + 1):
         left = rate * (wait_s - count * service_s)
-        total += (-left) ** count / factorial(count) * exp(left)
+        total += float((-left) ** count) / factorial(count) * exp(left)
     return (1.0 - load) * total
+
+
+def _between(values: Sequence[float], position: float) -> float:
+    """The value at a position that need not be whole."""
+    index = int(position)
+    if index + 1 >= len(values):
+        return values[-1]
+    return values[index] + (position - index) * (values[index + 1] - values[index])
 
 
 def _poisson(mean: float) -> list[tuple[int, float]]:
@@ -438,7 +455,7 @@ def _poisson(mean: float) -> list[tuple[int, float]]:
     chances: list[tuple[int, float]] = []
     probability = exp(-mean)
     for count in range(4 * _MOST_PROMPTS_IN_A_STEP):
-        if probability > 1e-4:
+        if probability > 1e-3:
             chances.append((count, probability))
         elif count > mean:
             break

@@ -3,14 +3,14 @@
 A step is composed of its kernels (``speed_kernels``), collectives (``speed_collectives``) and what the engine adds
 (``speed_constants.OVERHEADS``). Assumptions:
 
-- Decode runs in CUDA graphs: the batch is padded to the next captured size. Steps beyond the largest of them (512 tokens,
-  or twice max_num_seqs) are launched kernel by kernel and cannot be faster than the host launches them.
+- Decode runs in CUDA graphs: the batch is padded to the next captured size. Steps beyond the largest of them (512
+  tokens, or twice max_num_seqs) are launched kernel by kernel and cannot be faster than the host launches them.
 - Chunked prefill: a step takes the running sequences' tokens first and fills the rest of ``max_num_batched_tokens``
   with prompt tokens, which share the matrix products with decode and have attention of their own.
 - Routing to experts is even and independent, so that the expected number of distinct experts is read.
-- Pipeline: with S stages, S + 1 batches are in flight (vLLM schedules one ahead); the running sequences are split evenly
-  among them. A sequence's next token comes after its batch has passed all stages, or after all batches have passed the
-  slowest stage, whichever is later.
+- Pipeline: with S stages, S + 1 batches are in flight (vLLM schedules one ahead); the running sequences are split
+  evenly among them. A sequence's next token comes after its batch has passed all stages, or after all batches have passed
+  the slowest stage, whichever is later.
 - All ranks of a stage are equal.
 """
 

@@ -117,7 +117,7 @@ class Links:
         return self.send_s + size_bytes / self.send_bytes_per_s
 
 
-# 25 GB/s is what a PCIe 4.0 x16 link carries of its 32 GB/s, and vLLM hands over tensors through NCCL, about 20 us each.
+# Assumed, not measured: 25 GB/s of a PCIe 4.0 x16 link's 32, and about 20 us for NCCL to hand over a tensor.
 PCIE_LINKS = Links(PCIE_ALL_REDUCE, send_bytes_per_s=25e9, send_s=20e-6, source="default for PCIe 4.0 x16")
 NVLINK_LINKS = Links(NVLINK_ALL_REDUCE, send_bytes_per_s=300e9, send_s=10e-6, source="default for NVLink 4")
 

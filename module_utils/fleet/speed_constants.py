@@ -1,8 +1,8 @@
 """Constants of the speed model, by GPU. ``tests/bench/fit_speed.py`` prints them from measured kernels.
 
 Kernels: AIConfigurator's tables (aiconfigurator-core 0.12.0, Apache-2.0), measured on each of these GPUs with vLLM
-0.24.0. A comment gives the rows and the error of the fit. The dense ``marlin`` curves are derived: 16-bit rows, slowed by
-the ratio that the experts' INT4 and 16-bit kernels show.
+0.24.0. A comment gives the rows and the error of the fit. The dense ``marlin`` curves are derived: 16-bit rows, slowed
+by the ratio that the experts' INT4 and 16-bit kernels show.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class EngineOverheads:
     """What the engine adds to its kernels.
 
     ``small_kernel_s`` is the least time of a normalization or the like in a CUDA graph, ``small_bandwidth_fraction``
-    the share of the datasheet's bandwidth that such kernels reach on large inputs. ``graph_launch_s`` is the most that a
-    matrix kernel's launch costs inside a CUDA graph. ``sustained_flops`` is the share of the 16-bit kernels' measured
+    the share of the datasheet's bandwidth that such kernels reach on large inputs. ``graph_launch_s`` is the most that
+    a matrix kernel's launch costs inside a CUDA graph. ``sustained_flops`` is the share of the 16-bit kernels' measured
     rate that is left when they follow one another for seconds and the power limit lowers the clocks. ``step_s`` and
     ``sequence_s`` are what a step costs beside its kernels, whole and per sequence. ``first_token_s`` is what a request
     waits before and after its first step. ``launch_layer_s`` is how fast the host can launch a layer outside CUDA
@@ -69,8 +69,8 @@ _HOPPER_OVERHEADS = EngineOverheads(
 
 OVERHEADS: Mapping[str, EngineOverheads] = {
     "H100": _HOPPER_OVERHEADS,
-    # No engine was measured on the others. The host's part is taken over; the L40S's kernel tables already show the clocks
-    # under load (they fall from 259 to 187 TFLOPS as products grow), and its quantization kernels 0.77 of the bandwidth.
+    # No engine was measured on the others. The host's part is taken over; the L40S's kernel tables already show the
+    # clocks under load (259 TFLOPS fall to 187 as products grow), its quantization kernels 0.77 of the bandwidth.
     "H200": _HOPPER_OVERHEADS,
     "L40S": replace(_HOPPER_OVERHEADS, sustained_flops=1.0, small_bandwidth_fraction=0.8),
 }

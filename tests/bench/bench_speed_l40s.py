@@ -4,8 +4,9 @@
 
 Two readings, both printed. Kernels: every measured row against our curve. Forward: the whole pass composed of measured
 rows (matrices and attention, interpolated in the logarithms between measured sizes), against the same sum of ours. What
-AIConfigurator did not measure (normalization, sampling, the host) is on neither side. Its decode attention rows read the
-KV cache from L2 where it fits (96 MB); an engine's does not stay there, so decode is also printed for caches beyond L2.
+AIConfigurator did not measure (normalization, sampling, the host) is on neither side. Its decode attention rows read
+the KV cache from L2 where it fits (96 MB), its small products the weights; an engine's do not stay there, so decode is
+also printed for caches beyond L2 and products by their least side.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ class MeasuredMatrices:
         return [(1.0 - share, low), (share, high)]
 
 
-def measured_attention(table: Table, heads: int, kv_heads: int, sequences: int, length: int, length_name: str) -> float:
+def measured_attention(  # noqa: PLR0917
+    table: Table, heads: int, kv_heads: int, sequences: int, length: int, length_name: str
+) -> float:
     """Seconds of the measured row; nan where it was not measured."""
     keep = (table["num_heads"] == heads) & (table["num_key_value_heads"] == kv_heads) & (table["head_dim"] == 128)
     keep &= (table["batch_size"] == sequences) & (table[length_name] == length) & (table["window_size"] == 0)

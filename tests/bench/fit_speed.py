@@ -51,7 +51,7 @@ def solve(
 
 
 def fit_matrix(gpu: GpuModel, table: Table, dtype: str, weight_bytes: int) -> tuple[MatrixCurve, np.ndarray]:
-    """Rows that decide an engine's speed: both sides 2,048 or more, 16 M weights, token counts to 16 or multiples of 8."""
+    """Rows that decide an engine's speed: both sides 2,048 or more, 16 M weights; tokens to 16 or multiples of 8."""
     every = table["gemm_dtype"] == dtype
     all_m, all_n, all_k = (table[c].astype(float)[every] for c in "mnk")
     m, n, k = (table[c].astype(float) for c in "mnk")
@@ -82,7 +82,7 @@ def fit_matrix(gpu: GpuModel, table: Table, dtype: str, weight_bytes: int) -> tu
         [0, 0.3, 0.2, 0, 1.5, 0, 0] + [-0.4] * knots,
         [30, 0.95, 1, 1500, 8, 100, 2000] + [0.4] * knots,
     )
-    # Small products (shards of small models, routers) are decided by how long a kernel takes at least: one more constant.
+    # Small products (shards of small models, routers) are decided by the least time of a kernel: one more constant.
     least_s = solve(
         lambda y: np.log(model(x, all_m, all_n, all_k, y[0] * 1e-6) / table["latency"][every]), [4.0], [0.0], [20.0]
     )[0]
@@ -156,7 +156,7 @@ def fit_block_fp8(gpu: GpuModel, table: Table, plain: MatrixCurve) -> tuple[Matr
 
 
 def fit_decode(gpu: GpuModel, table: Table, kv_dtype: str) -> tuple[DecodeAttentionCurve, np.ndarray]:
-    """Caches well beyond L2, and nearly empty ones for the floor. What fits in L2 is left out: it was read from there."""
+    """Caches well beyond L2, and nearly empty ones for the floor. Those that fit in L2 were read from there."""
     element = 2 if kv_dtype == "bfloat16" else 1
     b, h, g = (table[c].astype(float) for c in ("batch_size", "num_heads", "num_key_value_heads"))
     context = table["step"] + 1.0

@@ -3,7 +3,7 @@
     python tests/bench/measure_sweeps.py CONFIGS.json RESULT.json [CASE ...]
 
 CONFIGS.json: {"cases": [{"case", "model_config", "engine_args", "env", "points": [[batch, prompt_tokens], ...]}]}.
-Each case runs in a process of its own. prefill_s: from giving the batch to the engine until every request has one token
+Each case runs in a process of its own. prefill_s: from giving the batch to the engine until each has one token
 (max_tokens 1). tpot_ms: the same batch with 65 tokens, less prefill_s, over 64. Greedy, ignore_eos, token ids as prompts,
 no prefix caching; one warm-up at every point's batch size.
 """
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
         command = [sys.executable, __file__, str(configurations), str(part)]
         log = Path(tempfile.gettempdir(), f"{name}.log")
         with log.open("w") as stream:
-            code = subprocess.run(command, env=environment, stderr=stream, check=False).returncode  # noqa: S603
+            code = subprocess.run(command, env=environment, stderr=stream, check=False).returncode
         print(name, "exit", code, flush=True)
         if code:
             print("\n".join(log.read_text().splitlines()[-12:]), flush=True)
