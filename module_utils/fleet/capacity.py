@@ -9,8 +9,8 @@ tokens beside, and rate ``r``:
   steps: their number in a step is taken as Poisson with mean ``r t``. Little's law closes it: ``n = r (N - 1) t``.
 - Spread of a request's own mean step (TPOT). Arrivals vary as a Poisson process; more of them means more prompts in a
   request's steps, and more sequences beside it. Running sequences relax to their mean at ``q = (1 - e)(1 - r w)`` a
-  life, with ``e`` the elasticity ``n d'(n) / d(n)``; averages over a life follow from that linear response. The quantile
-  is that of a gamma distribution to second order and cannot exceed a step full of prompt tokens.
+  life, with ``e`` the elasticity ``n d'(n) / d(n)``; averages over a life follow from that linear response. The
+  quantile is that of a gamma distribution to second order and cannot exceed a step full of prompt tokens.
 - TTFT of prompts that fit into a step: the rest of the step under way, then a step with all that arrived in the
   meantime (steps form a Markov chain in the number of prompts waiting). Of longer prompts: the M/D/1 queue of prompts
   (Crommelin's formula), the rest of a step, and the prompt's own chunks.
@@ -434,7 +434,7 @@ def _waits_at_most(rate: float, service_s: float, wait_s: float) -> float:
         # The alternating sum loses its digits here; the tail is exponential long before.
         step = _waits_at_most(rate, service_s, 12.0 * service_s), _waits_at_most(rate, service_s, 11.0 * service_s)
         ratio = max((1.0 - step[0]) / max(1.0 - step[1], 1e-300), 1e-12)
-        return 1.0 - (1.0 - step[0]) * ratio ** (wait_s / service_s - 12.0)
+        return float(1.0 - (1.0 - step[0]) * ratio ** (wait_s / service_s - 12.0))
     total = 0.0
     for count in range(whole + 1):
         left = rate * (wait_s - count * service_s)

@@ -9,8 +9,8 @@ A step is composed of its kernels (``speed_kernels``), collectives (``speed_coll
   with prompt tokens, which share the matrix products with decode and have attention of their own.
 - Routing to experts is even and independent, so that the expected number of distinct experts is read.
 - Pipeline: with S stages, S + 1 batches are in flight (vLLM schedules one ahead); the running sequences are split
-  evenly among them. A sequence's next token comes after its batch has passed all stages, or after all batches have passed
-  the slowest stage, whichever is later.
+  evenly among them. A sequence's next token comes after its batch has passed all stages, or after all batches have
+  passed the slowest stage, whichever is later.
 - All ranks of a stage are equal.
 """
 

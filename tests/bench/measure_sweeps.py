@@ -4,7 +4,7 @@
 
 CONFIGS.json: {"cases": [{"case", "model_config", "engine_args", "env", "points": [[batch, prompt_tokens], ...]}]}.
 Each case runs in a process of its own. prefill_s: from giving the batch to the engine until each has one token
-(max_tokens 1). tpot_ms: the same batch with 65 tokens, less prefill_s, over 64. Greedy, ignore_eos, token ids as prompts,
+(max_tokens 1). tpot_ms: the same batch with 65 tokens, less prefill_s, over 64. Greedy, ignore_eos, token ids,
 no prefix caching; one warm-up at every point's batch size.
 """
 
