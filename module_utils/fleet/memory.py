@@ -405,7 +405,17 @@ def _answer(demand: _Demand, layout: KvCacheLayout, by_stage: list[RankMemory]) 
         ranks=tuple(
             _with_tensor_rank(rank, index) for rank in by_stage for index in range(options.tensor_parallel_size)
         ),
-        unknown=model.unknown,
+        unknown=model.unknown + _notes(demand),
+    )
+
+
+def _notes(demand: _Demand) -> tuple[str, ...]:
+    quantization = demand.plan.quantization
+    if quantization is None or quantization.quantized_modules != ():
+        return ()
+    return (
+        "a GPTQ config.json does not say which linear modules are quantized: all but routed experts are counted in "
+        "full precision, as the engine does with this file alone; give the checkpoint's directory or its index",
     )
 
 
