@@ -8,7 +8,7 @@ SHELL_FILES = $(shell git grep -lE '^\#!/(usr/)?bin/(env )?(ba|da)?sh$$')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/module_utils
 
-.PHONY: help setup demo lab lab-down test lint types unit molecule soak
+.PHONY: help setup demo lab lab-down test lint types unit test-lab engine-tests conformance bench molecule soak
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,10 @@ lab: setup ## Start the embedded lab: simulated L40S nodes, real systemd, SSH
 lab-down: setup ## Remove the embedded lab
 	@scripts/lab down --name $${L40S_LAB:-demo}
 
-test: lint types unit molecule ## Everything that a maintainer runs before a push
+test: lint types test-lab unit engine-tests molecule ## Everything that a maintainer runs before a push
+
+test-lab: setup
+	@scripts/lab up --name test
 
 lint: setup ## ruff, yamllint, ansible-lint (production), shellcheck
 	@command -v shellcheck >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends shellcheck; } >&2
@@ -40,6 +43,16 @@ types: setup ## mypy --strict on the core
 
 unit: setup ## Unit, property and golden tests
 	pytest
+
+engine-tests: test-lab ## Planned arguments against the real vLLM's parser, parameter counts against transformers
+	pytest tests/conformance
+
+conformance: test-lab ## Planned arguments against vLLM 0.33.0's own code on a simulated sm89 platform (downloads its wheel)
+	cd tests/conformance && python run_simulated_sm89.py
+
+bench: setup ## What the core costs: memory model and probe
+	python tests/bench/bench_memory.py
+	python tests/bench/bench_probe.py
 
 molecule: setup ## Every molecule scenario on the lab's nodes
 	@scripts/molecule-all $(SCENARIOS)

@@ -6,17 +6,29 @@ dependencies. Exits 0 when every planned set is accepted and every impossible on
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 from argument_sets import impossible_sets, planned_sets
 from engine_python import CACHE, answers
 
+ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.33.0"
 SOURCE = CACHE / "conformance" / f"vllm-{VERSION}"
 WHEELS = CACHE / "conformance" / "wheels"
 PLATFORM = ["--python-version", "3.12", "--platform", "manylinux_2_28_x86_64", "--only-binary=:all:"]
+
+
+def python_with_pip() -> str:
+    """An interpreter that has pip: uv made .venv without it, but set-up's bootstrap environment or the system has it."""
+    for python in (str(ROOT / "build" / "bootstrap" / "bin" / "python"), "python3", "/usr/bin/python3"):
+        command = [python, "-m", "pip", "--version"]
+        if shutil.which(python) and subprocess.run(command, check=False, capture_output=True).returncode == 0:
+            return python
+    raise SystemExit("no interpreter with pip was found to download the wheel of vLLM: install python3-pip")
 
 
 def source() -> str:
@@ -25,8 +37,8 @@ def source() -> str:
         WHEELS.mkdir(parents=True, exist_ok=True)
         wheels = sorted(WHEELS.glob(f"vllm-{VERSION}-*.whl"))
         if not wheels:
-            pip = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(WHEELS), *PLATFORM]
-            subprocess.run([*pip, f"vllm=={VERSION}"], check=True)
+            download = ["-m", "pip", "download", "--no-deps", "-d", str(WHEELS), *PLATFORM]
+            subprocess.run([python_with_pip(), *download, f"vllm=={VERSION}"], check=True)
             wheels = sorted(WHEELS.glob(f"vllm-{VERSION}-*.whl"))
         with zipfile.ZipFile(wheels[0]) as wheel:
             names = [name for name in wheel.namelist() if name.endswith((".py", ".json", "METADATA"))]
