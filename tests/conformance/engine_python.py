@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,14 +15,21 @@ CACHE = Path(os.environ.get("L40S_FLEET_CACHE", Path.home() / ".cache" / "l40s-f
 ENGINE_VERSION = "0.32.0"
 
 
-def engine_python() -> str:
-    """Python of the engine's virtual environment: L40S_FLEET_VLLM_PYTHON, or the lab's engine store."""
+def engine_python() -> list[str]:
+    """The command that runs the engine's Python: L40S_FLEET_VLLM_PYTHON, or that of the lab's engine store.
+
+    The store's interpreter is Debian 12's. Where this machine has none such, the lab runs it in a container.
+    """
+    given = os.environ.get("L40S_FLEET_VLLM_PYTHON")
+    if given:
+        return shlex.split(given)
     default = CACHE / "engines" / "vllm" / ENGINE_VERSION / "bin" / "python"
-    python = os.environ.get("L40S_FLEET_VLLM_PYTHON", str(default))
-    if not Path(python).exists():
-        message = f"{python} is missing: start the lab once, or set L40S_FLEET_VLLM_PYTHON"
-        raise FileNotFoundError(message)
-    return python
+    if default.exists():
+        return [str(default)]
+    if default.is_symlink():
+        return [str(HERE.parents[1] / "scripts" / "lab"), "engine-python"]
+    message = f"{default} is missing: start the lab once, or set L40S_FLEET_VLLM_PYTHON"
+    raise FileNotFoundError(message)
 
 
 def answers(sets: list[dict[str, Any]], **environment: str) -> dict[str, str | None]:
@@ -30,7 +38,7 @@ def answers(sets: list[dict[str, Any]], **environment: str) -> dict[str, str | N
         json.dump(sets, file)
         file.flush()
         done = subprocess.run(
-            [engine_python(), str(HERE / "accept_arguments.py"), file.name],
+            [*engine_python(), str(HERE / "accept_arguments.py"), file.name],
             capture_output=True,
             text=True,
             check=False,

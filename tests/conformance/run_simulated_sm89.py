@@ -23,7 +23,7 @@ PLATFORM = ["--python-version", "3.12", "--platform", "manylinux_2_28_x86_64", "
 
 
 def python_with_pip() -> str:
-    """An interpreter that has pip: uv made .venv without it, but set-up's bootstrap environment or the system has it."""
+    """An interpreter that has pip: uv made .venv without it; set-up's bootstrap environment or the system has it."""
     for python in (str(ROOT / "build" / "bootstrap" / "bin" / "python"), "python3", "/usr/bin/python3"):
         command = [python, "-m", "pip", "--version"]
         if shutil.which(python) and subprocess.run(command, check=False, capture_output=True).returncode == 0:
