@@ -24,7 +24,8 @@ def engine_python() -> list[str]:
     if given:
         return shlex.split(given)
     default = CACHE / "engines" / "vllm" / ENGINE_VERSION / "bin" / "python"
-    if default.exists():
+    found = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    if default.exists() and subprocess.run([str(default), "-c", found], check=False).returncode == 0:
         return [str(default)]
     if default.is_symlink():
         return [str(HERE.parents[1] / "scripts" / "lab"), "engine-python"]

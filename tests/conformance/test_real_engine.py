@@ -61,7 +61,7 @@ def test_parameter_counts_are_those_of_transformers():
     paths = sorted(str(path) for path in CONFIGS.glob("*.json"))
     script = Path(__file__).with_name("count_parameters.py")
     done = subprocess.run(
-        [engine_python.engine_python(), str(script), *paths], capture_output=True, text=True, check=True
+        [*engine_python.engine_python(), str(script), *paths], capture_output=True, text=True, check=True
     )
     counted = json.loads(done.stdout)
     assert len(counted) >= 15
