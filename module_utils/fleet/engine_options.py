@@ -121,9 +121,6 @@ def engine_args_document(options: EngineOptions) -> dict[str, object]:
             document[field.name] = value
     if options.quantization not in ONLINE_QUANTIZATION:
         document.pop("quantization", None)
-    if options.kv_cache_memory_bytes is not None:
-        # The start check still wants the utilization's share of the card free.
-        document["gpu_memory_utilization"] = options.gpu_memory_utilization
     if options.speculative is not None:
         document["speculative_config"] = _speculative_document(options.speculative)
     if options.lora is not None:
