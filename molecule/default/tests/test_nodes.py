@@ -30,16 +30,3 @@ def test_resources_that_engines_need(host):
 @pytest.mark.parametrize("other", ["l40s-01", "l40s-02", "l40s-03", "gw-01"])
 def test_nodes_know_each_other(host, other):
     assert host.addr(other).port(22).is_reachable
-
-
-def test_restart_keeps_address_and_files(host, restart_node):
-    if host.backend.host != "l40s-03":
-        pytest.skip("one node is enough")
-    address = host.check_output("hostname --all-ip-addresses")
-    booted = host.check_output("systemctl show --property=UserspaceTimestampMonotonic --value")
-    host.check_output("touch /var/tmp/lab-test")
-    restart_node()
-    assert host.check_output("systemctl is-system-running --wait") == "running"
-    assert host.check_output("hostname --all-ip-addresses") == address
-    assert host.check_output("systemctl show --property=UserspaceTimestampMonotonic --value") != booted
-    assert host.check_output("rm /var/tmp/lab-test && echo kept") == "kept"
