@@ -106,6 +106,7 @@ class FleetView:
                 if gpu.model is not None and self._is_usable(host, gpu)
             ),
             failed_pairs=frozenset(frozenset((link.a, link.b)) for link in host.links if link.p2p == "failed"),
+            verified_pairs=frozenset(frozenset((link.a, link.b)) for link in host.links if link.p2p == "verified"),
         )
 
 

@@ -1,23 +1,28 @@
 """The decision: which replica of which model stands on which GPUs.
 
-It knows nothing of memory, precision or documents: a model comes as a ``Wish`` with the shapes that fit, a host as a
-``HostRoom`` with the GPUs that may be used. What runs and may stay, stays. Models are served by priority; a replica
-that finds no free GPUs takes those of replicas of strictly lower priority, the lowest first. The cost is linear in
-hosts for each model, plus a logarithm for each replica.
+It knows nothing of memory, precision or documents: a model comes as a ``Wish`` with the shapes that fit and what each
+carries, a host as a ``HostRoom`` with the GPUs that may be used. What runs and may stay, stays. What is still needed is
+chosen by an integer program (``placement_sizing``) and put on the best hosts. A model that still lacks something takes
+the GPUs of replicas of strictly lower priority, the lowest first; these look for another place. In the end, what is not
+needed any more goes.
 """
 
 from __future__ import annotations
 
-import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .placement_problem import Decision, Placed, Shortage
+from .placement_board import Board, Tally
+from .placement_finder import Finder, fulfils
+from .placement_problem import TOLERANCE, Decision, Placed, Shortage
+from .placement_sizing import Ask, FreeRoom, choose
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from .placement_problem import Cause, GpuRoom, HostRoom, PinnedPlace, Shape, Standing, Wish
+    from .placement_finder import Found
+    from .placement_problem import Cause, HostRoom, Shape, Standing, Wish
+    from .placement_sizing import Chosen
 
 
 def decide(
@@ -31,85 +36,289 @@ def decide(
         standing: what runs on them, of the wished models only.
         optimize: run for the best packing; what runs may be moved for it.
     """
-    board = _Board(hosts)
-    order = sorted(wishes, key=_urgency)
-    by_model: dict[str, list[Standing]] = {wish.model: [] for wish in wishes}
-    for one in standing:
-        by_model[one.model].append(one)
-    reserved = frozenset((pin.host, uuid) for wish in wishes for pin in wish.pins for uuid in pin.gpus)
-    if optimize:
-        # What has to move goes where nothing runs, if it can.
-        reserved |= {(one.host, uuid) for one in standing if one.cause is None for uuid in one.gpus}
-    opened: dict[str, list[_Open]] = {}
-    for wish in order:
-        opened[wish.model] = _keep(board, wish, by_model[wish.model], optimize=optimize)
-    shortages: list[Shortage] = []
-    priorities = {wish.model: wish.priority for wish in wishes}
-    for wish in order:
-        # Replicas with a pin come first, so that a free one does not take a pinned place.
-        queue = sorted(opened[wish.model], key=lambda one: (one.pin is None, one.pin or 0))
-        finder = _Finder(board, wish, reserved, priorities)
-        shortage, evicted = _fill(board, finder, queue)
-        for victim in evicted:
-            cause: Cause | None = "priority" if victim.standing else None
-            opened[victim.model].append(_Open(victim.pin, victim.standing, cause))
-        if shortage is not None:
-            shortages.append(shortage)
-    return Decision(
-        placed=tuple(sorted(board.placed(), key=lambda one: (one.model, one.host, one.gpus))),
-        shortages=tuple(sorted(shortages, key=lambda one: one.model)),
-        free={name: tuple(gpu.uuid for gpu in board.free(name)) for name in board.rooms},
-    )
+    placing = _Placing(wishes, hosts, standing, optimize=optimize)
+    for state in placing.order:
+        placing.keep(state)
+    for state in placing.order:
+        placing.fill_pins(state)
+    placing.add_chosen()
+    placing.settle()
+    return placing.decision()
 
 
 @dataclass(slots=True)
-class _Open:
-    """A replica that needs a place, and the running instance that it was, with the cause for leaving."""
+class _State:
+    """One model while its replicas are placed.
 
-    pin: int | None
-    standing: Standing | None = None
-    cause: Cause | None = None
+    Args:
+        leaving: running instances that left their place, with the cause; new replicas take over their names.
+        pins: positions of pins that no replica fulfils.
+        lonely: a replica found room only on the host that all others stand on.
+    """
+
+    wish: Wish
+    tally: Tally
+    standing: list[Standing]
+    leaving: list[tuple[Standing, Cause]] = field(default_factory=list)
+    pins: list[int] = field(default_factory=list)
+    lonely: bool = False
 
 
-class _Board:
-    """Who holds which GPU."""
+class _Placing:
+    """One run of the decision."""
 
-    def __init__(self, hosts: Sequence[HostRoom]) -> None:
-        self.rooms = {host.name: host for host in sorted(hosts, key=lambda host: host.name)}
-        self._holders: dict[tuple[str, str], Placed] = {}
-        self._known = {(host.name, gpu.uuid) for host in hosts for gpu in host.gpus}
-        self._free_counts = {host.name: len(host.gpus) for host in hosts}
+    def __init__(
+        self, wishes: Sequence[Wish], hosts: Sequence[HostRoom], standing: Sequence[Standing], *, optimize: bool
+    ) -> None:
+        self._board = Board(hosts)
+        self._optimize = optimize
+        self._priorities = {wish.model: wish.priority for wish in wishes}
+        by_model: dict[str, list[Standing]] = {wish.model: [] for wish in wishes}
+        for one in standing:
+            by_model[one.model].append(one)
+        self.order = [
+            _State(wish, Tally(wish), sorted(by_model[wish.model], key=_identity))
+            for wish in sorted(wishes, key=_urgency)
+        ]
+        self._by_model = {state.wish.model: state for state in self.order}
+        self._reserved = frozenset((pin.host, uuid) for wish in wishes for pin in wish.pins for uuid in pin.gpus)
+        if optimize:
+            # What has to move goes where nothing runs, if it can.
+            self._reserved |= {(one.host, uuid) for one in standing if one.cause is None for uuid in one.gpus}
 
-    def placed(self) -> set[Placed]:
-        return set(self._holders.values())
+    # -- steps ----------------------------------------------------------------------------------------------------
 
-    def of_model(self, model: str) -> list[Placed]:
-        return [one for one in self.placed() if one.model == model]
+    def keep(self, state: _State) -> None:
+        """Let stay what may stay and is needed."""
+        wish = state.wish
+        pins = wish.pins[: wish.count]
+        stayable: list[Standing] = []
+        claimed: set[tuple[str, str]] = set()
+        for one in state.standing:
+            cells = {(one.host, uuid) for uuid in one.gpus}
+            if one.cause is not None:
+                state.leaving.append((one, one.cause))
+            elif claimed & cells or not self._board.are_free(one.host, one.gpus):
+                state.leaving.append((one, "conflict"))
+            else:
+                claimed |= cells
+                stayable.append(one)
+        matched: dict[int, Standing] = {}
+        for position, pin in enumerate(pins):
+            found = next((one for one in stayable if one not in matched.values() and fulfils(one, pin)), None)
+            if found is not None:
+                matched[position] = found
+        most = wish.count if wish.demand is None else wish.most
+        unpinned = [one for one in stayable if one not in matched.values()]
+        staying = unpinned if most is None else unpinned[: max(0, most - len(pins))]
+        state.leaving += [(one, "constraint") for one in unpinned[len(staying) :]]
+        together = {*wish.elsewhere, *(one.host for one in [*matched.values(), *staying])}
+        if wish.min_hosts > len(together) and staying and most is not None and len(matched) + len(staying) == most:
+            state.leaving.insert(0, (staying.pop(), "availability"))
+        if self._optimize:
+            optimized: list[tuple[Standing, Cause]] = [(one, "optimize") for one in [*matched.values(), *staying]]
+            state.leaving = [*optimized, *state.leaving]
+            matched, staying = {}, []
+        state.pins = [position for position in range(len(pins)) if position not in matched]
+        for pinned_at, one in [*matched.items(), *((None, one) for one in staying)]:
+            self._take(state, Placed(wish.model, one.host, one.gpus, one.shape, standing=one, pin=pinned_at))
+        self.drop_spare(state)
 
-    def free(self, host: str) -> list[GpuRoom]:
-        return [gpu for gpu in self.rooms[host].gpus if (host, gpu.uuid) not in self._holders]
+    def fill_pins(self, state: _State) -> None:
+        """Fulfil the pins, with GPUs of lower priority where they are not free."""
+        for position in list(state.pins):
+            pin = state.wish.pins[position]
+            finder = self._finder(state)
+            found = finder.same_place(state.leaving, state.wish.shapes, pin) or finder.on_pin(pin)
+            if found is not None:
+                state.pins.remove(position)
+                self._put(state, found, pin=position)
 
-    def free_count(self, host: str) -> int:
-        return self._free_counts[host]
+    def add_chosen(self) -> None:
+        """Add what the integer program chooses for what is still needed, where there is room."""
+        asks = [
+            Ask(
+                state.wish,
+                placed=len(state.tally.placed) + len(state.pins),
+                amount=state.tally.amount + (0.0 if state.wish.demand is not None else len(state.pins)),
+                loads=dict(state.tally.loads),
+                shapes=state.wish.shapes,
+            )
+            for state in self.order
+            if _wants_more(state)
+        ]
+        if not asks:
+            return
+        rank = {state.wish.model: position for position, state in enumerate(self.order)}
+        chosen = sorted(
+            choose(asks, self._free_rooms()),
+            key=lambda one: (-one.shape.gpus, -one.shape.tensor_parallel, rank[one.model], str(one.shape), one.host),
+        )
+        if not self._add_where_best(chosen):
+            self._add_where_chosen(chosen)
 
-    def are_free(self, host: str, uuids: Iterable[str]) -> bool:
-        return all((host, uuid) in self._known and (host, uuid) not in self._holders for uuid in uuids)
+    def fill(self, state: _State) -> None:
+        """Place what is still missing one by one, with GPUs of lower priority where none are free."""
+        if state.pins:
+            self.fill_pins(state)
+        finder = self._finder(state)
+        while _wants_more(state):
+            crowded = _crowded(state)
+            found = finder.anywhere(_by_use(state), crowded=crowded)
+            if found is None and crowded is not None and state.wish.demand is not None and state.tally.carried < 1.0:
+                found = finder.anywhere(_by_use(state), crowded=None)
+            if found is None:
+                state.lonely = state.lonely or finder.lonely
+                break
+            self._put(state, found)
+            finder.sort_hosts()
 
-    def are_known(self, host: str, uuids: Iterable[str]) -> bool:
-        return all((host, uuid) in self._known for uuid in uuids)
+    def drop_spare(self, state: _State) -> bool:
+        """Let go what is not needed: the largest first, then the last. Returns whether anything was."""
+        dropped = False
+        for place in sorted(state.tally.placed, key=_last_first):
+            if state.tally.is_spare(place):
+                dropped = True
+                self._release(state, place)
+        return dropped
 
-    def holder(self, host: str, uuid: str) -> Placed | None:
-        return self._holders.get((host, uuid))
+    def settle(self) -> None:
+        """Fill up and let go until nothing changes: what goes may leave room for what is missing."""
+        unsettled = True
+        while unsettled:
+            for state in self.order:
+                self.fill(state)
+            unsettled = sum(self.drop_spare(state) for state in self.order) > 0
 
-    def take(self, place: Placed) -> None:
-        for uuid in place.gpus:
-            self._holders[place.host, uuid] = place
-        self._free_counts[place.host] -= len(place.gpus)
+    def decision(self) -> Decision:
+        """What has come of it."""
+        shortages = [shortage for state in self.order if (shortage := self._shortage(state)) is not None]
+        return Decision(
+            placed=tuple(sorted(self._board.placed(), key=lambda one: (one.model, one.host, one.gpus))),
+            shortages=tuple(sorted(shortages, key=lambda one: one.model)),
+            free={name: tuple(gpu.uuid for gpu in self._board.free(name)) for name in self._board.rooms},
+        )
 
-    def release(self, place: Placed) -> None:
-        for uuid in place.gpus:
-            del self._holders[place.host, uuid]
-        self._free_counts[place.host] += len(place.gpus)
+    # -- pieces ---------------------------------------------------------------------------------------------------
+
+    def _add_where_best(self, chosen: Sequence[Chosen]) -> bool:
+        """Put each replica on the host that suits its model best. When one finds no room, all are taken back."""
+        finders: dict[str, Finder] = {}
+        leaving = {state.wish.model: list(state.leaving) for state in self.order}
+        added: list[tuple[_State, Placed]] = []
+        for one in chosen:
+            state = self._by_model[one.model]
+            finder = finders.get(one.model)
+            if finder is None or not state.wish.spread:
+                finder = finders[one.model] = self._finder(state)
+            crowded = _crowded(state)
+            shapes = (one.shape,)
+            found = finder.same_place(state.leaving, shapes) or finder.free_place(shapes, crowded=crowded)
+            if found is None and crowded is not None:
+                if state.wish.demand is None:
+                    continue
+                found = finder.free_place(shapes)
+            if found is None:
+                for owner, place in added:
+                    owner.tally.remove(place)
+                    self._board.release(place)
+                for owner in self.order:
+                    owner.leaving = leaving[owner.wish.model]
+                return False
+            added.append((state, self._put(state, found)))
+            finder.took(found[0])
+        return True
+
+    def _add_where_chosen(self, chosen: Sequence[Chosen]) -> None:
+        """Put each replica on the host that the integer program gave it."""
+        for one in chosen:
+            state = self._by_model[one.model]
+            if state.wish.demand is None and _crowded(state) == one.host:
+                continue
+            found = self._finder(state).on_host(one.host, (one.shape,))
+            if found is not None:
+                self._put(state, found)
+
+    def _free_rooms(self) -> list[FreeRoom]:
+        rooms = []
+        for name, room in self._board.rooms.items():
+            free = tuple(self._board.free(name))
+            if not free:
+                continue
+            indices = {gpu.uuid: gpu.index for gpu in free}
+            failed = [sorted(indices[uuid] for uuid in pair) for pair in room.failed_pairs if pair <= indices.keys()]
+            rooms.append(FreeRoom(name, free, frozenset((low, high) for low, high in failed)))
+        return rooms
+
+    def _finder(self, state: _State) -> Finder:
+        return Finder(self._board, state.tally, self._reserved, self._priorities)
+
+    def _put(self, state: _State, found: Found, *, pin: int | None = None) -> Placed:
+        """Give a replica its place, and what held it none."""
+        host, shape, uuids = found
+        victims = {holder for uuid in uuids if (holder := self._board.holder(host, uuid)) is not None}
+        for victim in sorted(victims, key=lambda holder: (holder.model, holder.gpus)):
+            owner = self._by_model[victim.model]
+            self._release(owner, victim, cause="priority")
+            if victim.pin is not None:
+                owner.pins.append(victim.pin)
+        standing, cause = self._name_for(state, host, uuids)
+        place = Placed(state.wish.model, host, uuids, shape, standing=standing, cause=cause, pin=pin)
+        self._take(state, place)
+        return place
+
+    def _name_for(self, state: _State, host: str, uuids: Sequence[str]) -> tuple[Standing | None, Cause | None]:
+        """The running instance that a new replica is: one that stood just there, else the first that left."""
+        for entry in state.leaving:
+            now, cause = entry
+            if cause == "optimize" and (now.host, now.gpus) == (host, uuids):
+                state.leaving.remove(entry)
+                return now, None
+        return state.leaving.pop(0) if state.leaving else (None, None)
+
+    def _take(self, state: _State, place: Placed) -> None:
+        self._board.take(place)
+        state.tally.add(place)
+
+    def _release(self, state: _State, place: Placed, cause: Cause | None = None) -> None:
+        self._board.release(place)
+        state.tally.remove(place)
+        if place.standing is not None and (cause or place.cause):
+            state.leaving.append((place.standing, cause or place.cause or "demand"))
+
+    def _shortage(self, state: _State) -> Shortage | None:
+        tally = state.tally
+        for entry in list(state.leaving):
+            now, cause = entry
+            # Two replicas on one host are better than one.
+            if cause == "availability" and not tally.complete and self._board.are_free(now.host, now.gpus):
+                state.leaving.remove(entry)
+                self._take(state, Placed(now.model, now.host, now.gpus, now.shape, standing=now))
+        if tally.complete and not state.pins:
+            return None
+        missing = max(tally.missing, len(state.pins))
+        left = state.leaving if state.wish.demand is not None else state.leaving[: max(missing, 0)]
+        lonely = tally.carried_without_a_host < 1.0 and (state.lonely or (not missing and tally.carried >= 1.0))
+        return Shortage(
+            model=state.wish.model,
+            missing=missing or int(state.wish.demand is None),
+            pin=state.pins[0] if state.pins else None,
+            min_hosts=lonely,
+            left=tuple(left),
+            carried=tally.carried,
+            at_most=state.wish.most is not None and not missing and len(tally.placed) >= state.wish.most,
+        )
+
+
+def _identity(one: Standing) -> tuple[object, ...]:
+    model, _, number = one.id.rpartition("-")
+    return (model, int(number)) if number.isdigit() else (one.id, 0)
+
+
+def _last_first(place: Placed) -> tuple[object, ...]:
+    digits = place.standing.id.rpartition("-")[2] if place.standing is not None else ""
+    number = int(digits) if digits.isdigit() else 0
+    return (-len(place.gpus), place.standing is not None, -number, place.host, place.gpus)
 
 
 def _urgency(wish: Wish) -> tuple[object, ...]:
@@ -119,278 +328,32 @@ def _urgency(wish: Wish) -> tuple[object, ...]:
     return (-wish.priority, not pins_gpus, not wish.pins, len(wish.hosts), -largest, wish.model)
 
 
-def _keep(board: _Board, wish: Wish, standing: Sequence[Standing], *, optimize: bool) -> list[_Open]:
-    """Let stay what may stay, and return the replicas that are wished beyond it."""
-    pins = wish.pins[: wish.count]
-    stayable: list[Standing] = []
-    leaving: list[tuple[Standing, Cause]] = []
-    claimed: set[tuple[str, str]] = set()
-    for one in standing:
-        cells = {(one.host, uuid) for uuid in one.gpus}
-        if one.cause is not None:
-            leaving.append((one, one.cause))
-        elif claimed & cells or not board.are_free(one.host, one.gpus):
-            leaving.append((one, "conflict"))
-        else:
-            claimed |= cells
-            stayable.append(one)
-    matched: dict[int, Standing] = {}
-    for position, pin in enumerate(pins):
-        found = next((one for one in stayable if one not in matched.values() and _fulfils(one, pin)), None)
-        if found is not None:
-            matched[position] = found
-    unpinned = [one for one in stayable if one not in matched.values()]
-    staying = unpinned[: wish.count - len(pins)]
-    leaving += [(one, "constraint") for one in unpinned[wish.count - len(pins) :]]
-    together = {*wish.elsewhere, *(one.host for one in [*matched.values(), *staying])}
-    if wish.min_hosts > len(together) and staying and len(matched) + len(staying) == wish.count:
-        leaving.insert(0, (staying.pop(), "availability"))
-    if optimize:
-        leaving = [*((one, "optimize") for one in [*matched.values(), *staying]), *leaving]
-        matched, staying = {}, []
-    for pinned_at, one in [*matched.items(), *((None, one) for one in staying)]:
-        board.take(Placed(wish.model, one.host, one.gpus, one.shape, standing=one, pin=pinned_at))
-    missing = [position for position in range(len(pins)) if position not in matched]
-    free_replicas = wish.count - len(pins) - len(staying)
-    queue = iter(leaving)
-    return [_Open(position, *next(queue, (None, None))) for position in [*missing, *[None] * free_replicas]]
+def _wants_more(state: _State) -> bool:
+    """Whether a replica without a pin is still needed and allowed."""
+    wish, tally = state.wish, state.tally
+    if wish.most is not None and len(tally.placed) + len(state.pins) >= max(wish.most, wish.count):
+        return False
+    if tally.missing > len(state.pins):
+        return True
+    return wish.demand is not None and (tally.carried < 1.0 or tally.carried_without_a_host < 1.0)
 
 
-def _fulfils(one: Standing, pin: PinnedPlace) -> bool:
-    return one.host == pin.host and (not pin.gpus or set(pin.gpus) == set(one.gpus))
+def _crowded(state: _State) -> str | None:
+    """The host that carries most, when more has to be left without it."""
+    return state.tally.heaviest if state.tally.carried_without_a_host < 1.0 else None
 
 
-def _fill(board: _Board, finder: _Finder, queue: Sequence[_Open]) -> tuple[Shortage | None, list[Placed]]:
-    """Find a place for each open replica of a model. Also returns what lost its place to them."""
-    failed: list[_Open] = []
-    evicted: list[Placed] = []
-    moving = []
-    for one in queue:
-        place = finder.same_place(one)
-        if place is None:
-            moving.append(one)
-        else:
-            board.take(place)
-            finder.took(place.host, evicted=False)
-    for one in moving:
-        place = finder.find(one)
-        if place is None:
-            failed.append(one)
-            continue
-        victims = {holder for uuid in place.gpus if (holder := board.holder(place.host, uuid)) is not None}
-        for victim in sorted(victims, key=lambda holder: (holder.model, holder.gpus)):
-            board.release(victim)
-            evicted.append(victim)
-        board.take(place)
-        finder.took(place.host, evicted=bool(victims))
-    if not failed:
-        return None, evicted
-    left: list[tuple[Standing, Cause]] = []
-    for one in failed:
-        if one.standing is None or one.cause is None:
-            continue
-        if one.cause == "availability" and board.are_free(one.standing.host, one.standing.gpus):
-            # Two replicas on one host are better than one.
-            back = one.standing
-            board.take(Placed(back.model, back.host, back.gpus, back.shape, standing=back))
-        else:
-            left.append((one.standing, one.cause))
-    shortage = Shortage(
-        model=finder.wish.model,
-        missing=len(failed),
-        pin=next((one.pin for one in failed if one.pin is not None), None),
-        min_hosts=finder.lonely,
-        left=tuple(left),
+def _by_use(state: _State) -> tuple[Shape, ...]:
+    """The shapes, the most useful for what is still missing first: the smallest that suffices, else the most a GPU."""
+    wish, tally = state.wish, state.tally
+    if wish.demand is None:
+        return wish.shapes
+    missing = max(wish.required * (1.0 - tally.carried), wish.demand * (1.0 - tally.carried_without_a_host))
+    if missing <= 0.0:
+        return tuple(sorted(wish.shapes, key=lambda shape: shape.gpus))
+    useful = [shape for shape in wish.shapes if wish.amount(shape) > 0.0]
+    enough = [shape for shape in useful if wish.amount(shape) >= missing * (1.0 - TOLERANCE)]
+    rest = sorted(
+        (shape for shape in useful if shape not in enough), key=lambda shape: -wish.amount(shape) / shape.gpus
     )
-    return shortage, evicted
-
-
-class _Finder:
-    """Finds places for the replicas of one model, the best host first."""
-
-    def __init__(
-        self,
-        board: _Board,
-        wish: Wish,
-        reserved: frozenset[tuple[str, str]],
-        priorities: Mapping[str, int],
-    ) -> None:
-        self.lonely = False
-        self._board = board
-        self.wish = wish
-        self._foreign = reserved - {(pin.host, uuid) for pin in wish.pins for uuid in pin.gpus}
-        self._priorities = priorities
-        lower = {priority for priority in priorities.values() if priority < wish.priority}
-        self._thresholds: tuple[int | None, ...] = (None, *sorted(lower))
-        self._exhausted = False
-        self._replicas: dict[str, int] = {}
-        for host in [*wish.elsewhere, *(one.host for one in board.of_model(wish.model))]:
-            self._replicas[host] = self._replicas.get(host, 0) + 1
-        self._kinds = {shape.kind: shape.gpus for shape in reversed(wish.shapes)}
-        self._heap: list[tuple[int, int, float, str]] = []
-        self._sort_hosts()
-
-    def took(self, host: str, *, evicted: bool) -> None:
-        """Note that a replica was put there."""
-        self._replicas[host] = self._replicas.get(host, 0) + 1
-        if evicted:
-            self._sort_hosts()
-
-    def _sort_hosts(self) -> None:
-        self._heap = [self._key(name) for name in self._board.rooms if name in self.wish.hosts]
-        heapq.heapify(self._heap)
-
-    def find(self, one: _Open) -> Placed | None:
-        """A place for this replica, or None. GPUs of lower priority replicas may be in it."""
-        pin = self.wish.pins[one.pin] if one.pin is not None else None
-        found = self._on_pin(pin) if pin is not None else self._anywhere()
-        if found is None:
-            return None
-        host, shape, uuids = found
-        return Placed(self.wish.model, host, uuids, shape, standing=one.standing, cause=one.cause, pin=one.pin)
-
-    def same_place(self, one: _Open) -> Placed | None:
-        """The place where it runs, when it was released for a better packing only and the place is still free."""
-        now = one.standing
-        if now is None or one.cause != "optimize" or now.host not in self.wish.hosts:
-            return None
-        pin = self.wish.pins[one.pin] if one.pin is not None else None
-        as_pinned = pin is None or _fulfils(now, pin)
-        if as_pinned and now.shape in self.wish.shapes and self._board.are_free(now.host, now.gpus):
-            return Placed(self.wish.model, now.host, now.gpus, now.shape, standing=now, pin=one.pin)
-        return None
-
-    def _on_pin(self, pin: PinnedPlace) -> tuple[str, Shape, tuple[str, ...]] | None:
-        if pin.host not in self._board.rooms or pin.host not in self.wish.hosts:
-            return None
-        for threshold in self._thresholds:
-            gpus = self._available(pin.host, threshold)
-            if pin.gpus:
-                gpus = [gpu for gpu in gpus if gpu.uuid in pin.gpus]
-            for shape in self.wish.shapes:
-                if pin.gpus and shape.gpus != len(pin.gpus):
-                    continue
-                uuids = choose_gpus(self._board.rooms[pin.host], gpus, shape)
-                if uuids is not None:
-                    return pin.host, shape, uuids
-        return None
-
-    def _anywhere(self) -> tuple[str, Shape, tuple[str, ...]] | None:
-        if self._exhausted:
-            return None
-        crowded = self._must_leave()
-        found = self._scan(crowded, None, avoid_foreign=True) if self._foreign else None
-        for threshold in self._thresholds:
-            found = found or self._scan(crowded, threshold)
-        if found is None:
-            self._exhausted = True
-            self.lonely = crowded is not None
-        return found
-
-    def _must_leave(self) -> str | None:
-        """The host that holds all replicas so far, when there have to be more hosts."""
-        if self.wish.min_hosts > 1 and len(self._replicas) == 1:
-            return next(iter(self._replicas))
-        return None
-
-    def _scan(
-        self, crowded: str | None, threshold: int | None, *, avoid_foreign: bool = False
-    ) -> tuple[str, Shape, tuple[str, ...]] | None:
-        passed = []
-        found = None
-        while self._heap and found is None:
-            key = heapq.heappop(self._heap)
-            host = key[-1]
-            current = self._key(host)
-            if current != key:
-                heapq.heappush(self._heap, current)
-                continue
-            passed.append(current)
-            if current[0] and threshold is None:
-                break  # hosts without room come last
-            if host != crowded:
-                found = self._on_host(host, threshold, avoid_foreign=avoid_foreign)
-        for key in passed:
-            heapq.heappush(self._heap, key)
-        return found
-
-    def _on_host(
-        self, host: str, threshold: int | None, *, avoid_foreign: bool
-    ) -> tuple[str, Shape, tuple[str, ...]] | None:
-        gpus = self._available(host, threshold)
-        if avoid_foreign:
-            gpus = [gpu for gpu in gpus if (host, gpu.uuid) not in self._foreign]
-        for shape in self.wish.shapes:
-            uuids = choose_gpus(self._board.rooms[host], gpus, shape)
-            if uuids is not None:
-                return host, shape, uuids
-        return None
-
-    def _available(self, host: str, threshold: int | None) -> list[GpuRoom]:
-        """Free GPUs and, with a threshold, those held by replicas of at most that priority."""
-        if threshold is None:
-            return self._board.free(host)
-        result = []
-        for gpu in self._board.rooms[host].gpus:
-            holder = self._board.holder(host, gpu.uuid)
-            if holder is None or self._priorities[holder.model] <= threshold:
-                result.append(gpu)
-        return result
-
-    def _key(self, host: str) -> tuple[int, int, float, str]:
-        """Sort key of a host: those without room last, then few replicas of this model, then a large share free."""
-        replicas = self._replicas.get(host, 0)
-        free = self._board.free_count(host)
-        full = int(free < min(self._kinds.values(), default=1))
-        share = free / max(1, len(self._board.rooms[host].gpus))
-        return (full, replicas, -share, host) if self.wish.spread else (full, -replicas, share, host)
-
-
-def choose_gpus(host: HostRoom, available: Sequence[GpuRoom], shape: Shape) -> tuple[str, ...] | None:
-    """Choose GPUs of one host: inside one PCIe switch if possible, else inside one NUMA node, else any.
-
-    Args:
-        host: the host.
-        available: GPUs that may be taken.
-        shape: what is needed.
-
-    Returns:
-        UUIDs in the order of the ranks (tensor ranks of a stage beside one another), or None.
-    """
-    usable = [gpu for gpu in available if gpu.kind == shape.kind]
-    if len(usable) < shape.gpus:
-        return None
-    for level in ("switch", "numa_node", None):
-        groups: dict[int, list[GpuRoom]] = {}
-        for gpu in usable:
-            groups.setdefault(getattr(gpu, level) if level else 0, []).append(gpu)
-        # The group with the least room that suffices, so that whole groups stay whole.
-        for _, group in sorted(groups.items(), key=lambda item: (len(item[1]), item[0])):
-            if len(group) >= shape.gpus:
-                chosen = _ranks(host, sorted(group, key=lambda gpu: (gpu.switch, gpu.index)), shape)
-                if chosen is not None:
-                    return chosen
-    return None
-
-
-def _ranks(host: HostRoom, group: Sequence[GpuRoom], shape: Shape) -> tuple[str, ...] | None:
-    """Fill the stages one by one; GPUs of one tensor group must not include a pair whose peer-to-peer test failed."""
-    left = [gpu.uuid for gpu in group]
-    chosen: list[str] = []
-    for _ in range(shape.pipeline_parallel):
-        stage = next((found for seed in left if (found := _stage(host, seed, left, shape.tensor_parallel))), None)
-        if stage is None:
-            return None
-        chosen += stage
-        left = [uuid for uuid in left if uuid not in stage]
-    return tuple(chosen)
-
-
-def _stage(host: HostRoom, seed: str, left: Sequence[str], size: int) -> list[str] | None:
-    stage = [seed]
-    for uuid in left:
-        if len(stage) == size:
-            break
-        if uuid not in stage and all(frozenset((uuid, other)) not in host.failed_pairs for other in stage):
-            stage.append(uuid)
-    return stage if len(stage) == size else None
+    return (*sorted(enough, key=lambda shape: shape.gpus), *rest)

@@ -43,7 +43,7 @@ class Instance:
         id: stable while the instance stays.
         engine_args: vLLM's EngineArgs, without host and port.
         memory: planned bytes and tokens of the tightest rank.
-        speed: at the demand; empty until the speed model exists.
+        speed: at its share of the demand; empty without one.
         reasons: the first says why it stands where it stands and is kept as long as it stays; the others are made anew.
         provisional: planned from a PCI scan, before a driver confirmed the GPUs.
     """
@@ -105,7 +105,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A configuration that fits. ``capacity_requests_per_s`` is None until the speed model exists."""
+    """A configuration that fits. ``capacity_requests_per_s`` is what one instance carries; None without a demand."""
 
     model: str
     config: Mapping[str, Any]
@@ -118,10 +118,12 @@ class Summary:
     """The plan in figures.
 
     Args:
-        gpus_lower_bound: no plan that runs the same number of instances of each model uses fewer GPUs.
+        gpus_lower_bound: no plan that carries the same with the plan's candidates uses fewer GPUs.
         gap_fraction: how much of ``gpus_used`` is above that bound.
-        carried: share of the wanted instances of each model that is placed.
+        carried: share of each model's demand that is carried within its objectives; of its instances that is placed
+            where there is no demand.
         improvement_available: what ``fleet_optimize=true`` would change, or None.
+        carried_without_host: by host, what is left of the models with ``availability.hosts_lost: 1`` when it is lost.
     """
 
     gpus_used: int
@@ -130,6 +132,7 @@ class Summary:
     carried: Mapping[str, float]
     improvement_available: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    carried_without_host: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +257,7 @@ class _Summary(MachineDocument):
     carried: dict[str, float]
     improvement_available: dict[str, Any] | None = None
     notes: Annotated[tuple[str, ...], BeforeValidator(list_as_tuple)] = ()
+    carried_without_host: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 class _Plan(MachineDocument):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from .configurations import Configuration
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from .configurations import Configurations
     from .fleet_view import FleetView
-    from .placement_problem import Cause, Decision, Placed
+    from .placement_problem import Cause, Decision, Placed, Shape
     from .wishes import Prepared
 
 MODELS_DIRECTORY = "/var/lib/l40s-fleet/models"
@@ -27,6 +28,7 @@ _CAUSE_WORDS: Mapping[Cause, str] = {
     "conflict": "its GPU was given to another instance",
     "priority": "a model of higher priority needed the GPUs",
     "availability": "all replicas stood on one host",
+    "demand": "it made room for demand that would have been left",
     "optimize": "fleet_optimize was set and this packs better",
 }
 
@@ -37,6 +39,7 @@ def plan_instances(
     view: FleetView,
     configurations: Configurations,
     *,
+    capacity: Mapping[str, Mapping[Shape, float]],
     current: Mapping[str, Instance],
     untouchable: Sequence[Instance],
     why_leaving: Mapping[str, str],
@@ -49,6 +52,7 @@ def plan_instances(
         prepared: the requests by model.
         view: the hosts.
         configurations: what was found to fit.
+        capacity: requests/s that an instance carries, by model and shape.
         current: what runs and may be touched, by id.
         untouchable: what runs on frozen hosts.
         why_leaving: in words, why an instance could not stay, by id.
@@ -60,6 +64,9 @@ def plan_instances(
         for host in one.hosts:
             ports.setdefault(host, set()).add(one.port)
     result = list(untouchable)
+    totals = {name: sum(ready.wish.carried_elsewhere) for name, ready in prepared.items() if ready.wish}
+    for placed in decision.placed:
+        totals[placed.model] += capacity[placed.model].get(placed.shape, 0.0)
     # What stays takes its port before anything new is given one.
     for placed in sorted(decision.placed, key=lambda one: (not one.stays, one.model, one.host, one.gpus)):
         identity = placed.standing.id if placed.standing else _free_id(placed.model, ids)
@@ -76,7 +83,17 @@ def plan_instances(
         else:
             place = _why_there(placed, ready, view, why_leaving.get(identity))
         result.append(
-            _instance(placed, identity, port, place=place, prepared=ready, view=view, configurations=configurations)
+            _instance(
+                placed,
+                identity,
+                port,
+                place=place,
+                prepared=ready,
+                capacity=capacity[placed.model].get(placed.shape, 0.0),
+                total=totals[placed.model],
+                view=view,
+                configurations=configurations,
+            )
         )
     return result
 
@@ -88,13 +105,15 @@ def _instance(
     *,
     place: str,
     prepared: Prepared,
+    capacity: float,
+    total: float,
     view: FleetView,
     configurations: Configurations,
 ) -> Instance:
     model, request = prepared.model, prepared.model.request
     gpu = view.gpu(placed.host, placed.gpus[0])
     found = configurations.of_shape(model, gpu.model, placed.shape) if gpu and gpu.model else None
-    if not isinstance(found, Configuration):
+    if gpu is None or gpu.model is None or not isinstance(found, Configuration):
         msg = f"{identity} was placed in a shape that does not fit"
         raise TypeError(msg)
     if model.checkpoint is not None:
@@ -104,6 +123,10 @@ def _instance(
     memory: dict[str, Any] = found.estimate.to_document()
     del memory["ranks"]
     memory["unknown"] = list(found.estimate.unknown)
+    # Requests are shared out by capacity, as the gateway weighs the instances.
+    demand = prepared.wish.demand if prepared.wish else None
+    share = min(1.0, demand / total) * capacity if demand is not None and total > 0.0 else 0.0
+    speed = configurations.speed(model, gpu.model, found, share) if share > 0.0 else {}
     return Instance(
         id=identity,
         model=request.name,
@@ -115,8 +138,15 @@ def _instance(
         env={**request.env, "CUDA_VISIBLE_DEVICES": ",".join(placed.gpus)},
         port=port,
         memory=memory,
-        speed={},
-        reasons=(place, *found.reasons, *_why_so_many_gpus(placed, prepared), *_why_so_many_replicas(prepared)),
+        speed=speed,
+        reasons=(
+            place,
+            *found.reasons,
+            *_why_this_precision(placed, prepared),
+            *_why_so_many_gpus(placed, prepared),
+            *_why_untested(placed, view),
+            *_why_so_many_replicas(prepared, speed),
+        ),
         checkpoint=model.checkpoint,
         provisional=view.hosts[placed.host].provisional,
     )
@@ -160,19 +190,48 @@ def _why_so_many_gpus(placed: Placed, prepared: Prepared) -> list[str]:
     return [f"{most} GPU{'s do' if most > 1 else ' does'} not do: {closest.explanation}."]
 
 
-def _why_so_many_replicas(prepared: Prepared) -> list[str]:
-    request = prepared.model.request
-    if request.availability.hosts_lost:
-        lines = [f"{prepared.target} replicas on at least two hosts, because availability.hosts_lost is 1."]
-    elif prepared.target > request.replicas.min:
-        lines = [f"{prepared.target} replicas, one for each pin."]
-    else:
-        lines = [f"{prepared.target} {'replica' if prepared.target == 1 else 'replicas'}, from replicas.min."]
-    if request.demand is not None:
-        rate = request.demand.requests_per_second
-        lines.append(f"The demand of {rate:g} requests/s does not change the number yet: there is no speed model.")
+def _why_this_precision(placed: Placed, prepared: Prepared) -> list[str]:
+    if prepared.wish is None or placed.shape not in prepared.wish.sacrifices:
+        return []
+    return [f"{placed.shape.precision.upper()} weights, because demand would have been left without them."]
+
+
+def _why_untested(placed: Placed, view: FleetView) -> list[str]:
+    """A tensor group over a pair that no link test has seen."""
+    size = placed.shape.tensor_parallel
+    verified = view.rooms[placed.host].verified_pairs
+    for start in range(0, len(placed.gpus), size):
+        group = placed.gpus[start : start + size]
+        if any(frozenset(pair) not in verified for pair in combinations(group, 2)):
+            return ["Peer-to-peer transfers between its GPUs were not tested; the link test of the probe does that."]
+    return []
+
+
+def _why_so_many_replicas(prepared: Prepared, speed: Mapping[str, Any]) -> list[str]:
+    request, wish = prepared.model.request, prepared.wish
+    demand = wish.demand if wish is not None else None
+    lines: list[str] = []
+    if demand is not None and speed:
+        limits = {"ttft": "the time to first token", "tpot": "the time per output token"}
+        limit = limits.get(str(speed["limit"]), "its throughput")
+        lines.append(
+            f"One instance carries {speed['capacity_requests_per_s']:.3g} requests/s, limited by {limit}; the demand is"
+            f" {demand:g} requests/s."
+        )
+        if request.availability.hosts_lost:
+            lines.append("It is to be carried without any one host as well, because availability.hosts_lost is 1.")
+    elif request.demand is not None:
+        lines.append("The number of replicas does not follow the demand: no capacity within the objectives is known.")
+    if demand is None:
+        if request.availability.hosts_lost:
+            lines.append(f"{prepared.target} replicas on at least two hosts, because availability.hosts_lost is 1.")
+        elif prepared.target > request.replicas.min:
+            lines.append(f"{prepared.target} replicas, one for each pin.")
+        else:
+            replicas = "replica" if prepared.target == 1 else "replicas"
+            lines.append(f"{prepared.target} {replicas}, from replicas.min.")
     if request.speculative == "auto":
-        lines.append("No speculative decoding: whether it pays is not known without a speed model.")
+        lines.append("No speculative decoding: no draft is named whose acceptance was measured.")
     return lines
 
 

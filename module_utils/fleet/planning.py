@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .configurations import Configurations
+from .configurations import ON_LOAD, Configuration, Configurations
 from .fleet_view import FleetView
 from .placement import decide
+from .placement_problem import TOLERANCE
+from .placement_sizing import fewest_gpus
 from .plan_document import Candidate, Move, Place, Plan, Summary, id_order
 from .plan_instances import plan_instances
 from .refusals import short_of_room
 from .running import split_current, standing_of, why_stranded
-from .wishes import prepare
+from .wishes import capacity_of, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from .configurations import Configuration, ResolvedModel
+    from .configurations import ResolvedModel
     from .host_document import HostDocument
-    from .placement_problem import Decision, HostRoom, Standing, Wish
+    from .placement_problem import Decision, Shape, Shortage, Standing, Wish
     from .plan_document import Instance, Refusal
     from .wishes import Prepared
 
 DEFAULT_PORT_BASE = 8100
+# A packing on fewer GPUs is looked for when more than this share of them might be saved.
+_WORTH_MOVING = 0.01
 
 
 def make_plan(
@@ -55,74 +59,175 @@ def make_plan(
     configurations = Configurations(engine_version)
     by_name = {model.request.name: model for model in sorted(models, key=lambda model: model.request.name)}
     untouchable, touchable = split_current(current, view.frozen, by_name.keys())
-    prepared = {
-        name: prepare(
-            model,
-            view,
-            configurations,
-            [one.shards[0].host for one in untouchable if one.model == name],
-            engine_version,
-        )
-        for name, model in by_name.items()
-    }
-    standing: list[Standing] = []
-    why_leaving: dict[str, str] = {}
-    for one in sorted(touchable.values(), key=lambda one: id_order(one.id)):
-        if one.model in prepared and prepared[one.model].wish is not None:
-            now, why = standing_of(one, by_name[one.model], view, configurations)
-            standing.append(now)
-            if why:
-                why_leaving[one.id] = why
-    decision, improvement = _decide(prepared, list(view.rooms.values()), standing, optimize=optimize)
+    question = _Question(view, configurations, by_name, untouchable, touchable, engine_version)
+    answer = question.answer(("",), optimize=optimize)
+    if any(question.may_be_less_precise(shortage) for shortage in answer.decision.shortages):
+        # Precision is given up only where demand would be left otherwise.
+        less_precise = question.answer(("", *ON_LOAD), optimize=optimize)
+        if less_precise.score < answer.score:
+            answer = less_precise
     instances = plan_instances(
-        decision,
-        prepared,
+        answer.decision,
+        answer.prepared,
         view,
         configurations,
+        capacity=answer.capacity,
         current=touchable,
         untouchable=untouchable,
-        why_leaving=why_leaving,
+        why_leaving=answer.why_leaving,
         port_base=port_base,
     )
     return Plan(
         instances=tuple(sorted(instances, key=lambda one: id_order(one.id))),
-        refused=_refused(decision, prepared, view, optimizing_helps=improvement is not None),
-        moves=_moves(decision, prepared, touchable, view),
-        candidates=tuple(_candidate(name, one) for name in prepared for one in prepared[name].configurations),
-        summary=_summary(instances, prepared, improvement, view.notes()),
+        refused=_refused(answer, view),
+        moves=_moves(answer.decision, answer.prepared, touchable, view),
+        candidates=tuple(_candidate(name, one) for name in answer.prepared for one in answer.candidates[name]),
+        summary=_summary(instances, answer, untouchable, view.notes()),
     )
 
 
-def _decide(
-    prepared: Mapping[str, Prepared], rooms: Sequence[HostRoom], standing: Sequence[Standing], *, optimize: bool
-) -> tuple[Decision, dict[str, Any] | None]:
-    """The decision, and what moving more would bring, if anything."""
-    wishes: list[Wish] = [one.wish for one in prepared.values() if one.wish is not None]
-    decision = decide(wishes, rooms, standing)
-    larger_than_needed = any(
-        one.shape.gpus > min(fitting.shape.gpus for fitting in prepared[one.model].configurations)
-        for one in decision.placed
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A decision with what it was made of.
+
+    Args:
+        candidates: by model, the configurations that it chose among and those that run.
+        why_leaving: in words, why an instance could not stay, by id.
+        improvement: what moving more would bring, if anything.
+        score: smaller is better: what is not carried, the highest priority first, then GPUs.
+    """
+
+    decision: Decision
+    prepared: Mapping[str, Prepared]
+    candidates: Mapping[str, tuple[Configuration, ...]]
+    why_leaving: Mapping[str, str]
+    improvement: dict[str, Any] | None
+    score: tuple[object, ...]
+
+    @property
+    def capacity(self) -> dict[str, dict[Shape, float]]:
+        """Requests/s that an instance carries, by model and shape."""
+        return {
+            name: {one.shape: one.capacity_requests_per_s or 0.0 for one in candidates}
+            for name, candidates in self.candidates.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked, whatever the precisions that may be used."""
+
+    view: FleetView
+    configurations: Configurations
+    models: Mapping[str, ResolvedModel]
+    untouchable: Sequence[Instance]
+    touchable: Mapping[str, Instance]
+    engine_version: str
+
+    def may_be_less_precise(self, shortage: Shortage) -> bool:
+        """Whether a model that lacks something may use a less faithful precision, or make others use one."""
+        return any(map(_chooses_precision, self.models.values())) and not shortage.at_most
+
+    def answer(self, precisions: Sequence[str], *, optimize: bool) -> _Answer:
+        """Decide with these precisions."""
+        prepared = {
+            name: prepare(
+                model,
+                self.view,
+                self.configurations,
+                [one for one in self.untouchable if one.model == name],
+                self.engine_version,
+                precisions=precisions if _chooses_precision(model) else ("",),
+            )
+            for name, model in self.models.items()
+        }
+        standing: list[Standing] = []
+        why_leaving: dict[str, str] = {}
+        candidates = {name: {one.shape: one for one in ready.configurations} for name, ready in prepared.items()}
+        for one in sorted(self.touchable.values(), key=lambda one: id_order(one.id)):
+            ready = prepared.get(one.model)
+            if ready is None or ready.wish is None:
+                continue
+            now, why = standing_of(one, ready.model, self.view, self.configurations)
+            standing.append(now)
+            if why:
+                why_leaving[one.id] = why
+            elif now.shape not in candidates[one.model]:
+                found = self._running(now, ready.model)
+                if found is not None:
+                    candidates[one.model][now.shape] = found
+        wishes = [
+            replace(
+                ready.wish,
+                capacity={shape: one.capacity_requests_per_s or 0.0 for shape, one in candidates[name].items()},
+            )
+            for name, ready in prepared.items()
+            if ready.wish is not None
+        ]
+        rooms = list(self.view.rooms.values())
+        decision = decide(wishes, rooms, standing)
+        improvement = None
+        if standing and _may_improve(decision, wishes, candidates):
+            best = decide(wishes, rooms, standing, optimize=True)
+            if _score(best, wishes) < _score(decision, wishes):
+                improvement = {
+                    "replicas_more": decision.missing - best.missing,
+                    "gpus_fewer": decision.gpus_used - best.gpus_used,
+                    "moves": sum(1 for one in best.placed if one.standing is not None and one.cause is not None),
+                }
+                if optimize:
+                    decision, improvement = best, None
+        return _Answer(
+            decision,
+            prepared,
+            {name: tuple(sorted(found.values(), key=_candidate_order)) for name, found in candidates.items()},
+            why_leaving,
+            improvement,
+            _score(decision, wishes),
+        )
+
+    def _running(self, now: Standing, model: ResolvedModel) -> Configuration | None:
+        gpu = self.view.gpu(now.host, now.gpus[0])
+        if gpu is None or gpu.model is None:
+            return None
+        found = self.configurations.of_shape(model, gpu.model, now.shape)
+        if not isinstance(found, Configuration):
+            return None
+        return self.configurations.with_capacity(model, gpu.model, found)
+
+
+def _chooses_precision(model: ResolvedModel) -> bool:
+    return (
+        model.request.demand is not None and model.request.quantization == "auto" and model.facts.quantization is None
     )
-    if not (decision.missing or larger_than_needed):
-        return decision, None
-    best = decide(wishes, rooms, standing, optimize=True)
-    if (best.missing, best.gpus_used) >= (decision.missing, decision.gpus_used):
-        return decision, None
-    if optimize:
-        return best, None
-    return decision, {
-        "replicas_more": decision.missing - best.missing,
-        "gpus_fewer": decision.gpus_used - best.gpus_used,
-        "moves": sum(1 for one in best.placed if one.standing is not None and one.cause is not None),
-    }
 
 
-def _refused(
-    decision: Decision, prepared: Mapping[str, Prepared], view: FleetView, *, optimizing_helps: bool
-) -> tuple[Refusal, ...]:
-    refused = [one.refusal for one in prepared.values() if one.refusal is not None]
-    for shortage in decision.shortages:
-        one = prepared[shortage.model]
+def _may_improve(
+    decision: Decision, wishes: Sequence[Wish], candidates: Mapping[str, Mapping[Shape, Configuration]]
+) -> bool:
+    """Whether more moves could carry more, or the same on fewer GPUs."""
+    if decision.shortages:
+        return True
+    bound = sum(fewest_gpus(list(candidates[wish.model]), wish) for wish in wishes)
+    return decision.gpus_used > bound * (1.0 + _WORTH_MOVING)
+
+
+def _score(decision: Decision, wishes: Sequence[Wish]) -> tuple[object, ...]:
+    lacking: dict[int, list[float]] = {wish.priority: [0.0, 0.0, 0.0] for wish in wishes}
+    priorities = {wish.model: wish.priority for wish in wishes}
+    for one in decision.shortages:
+        row = lacking[priorities[one.model]]
+        row[0] += one.missing
+        row[1] += 1.0 - one.carried
+        row[2] += 1.0
+    by_priority = [tuple(round(value, 6) for value in lacking[priority]) for priority in sorted(lacking, reverse=True)]
+    return (*by_priority, decision.gpus_used)
+
+
+def _refused(answer: _Answer, view: FleetView) -> tuple[Refusal, ...]:
+    refused = [one.refusal for one in answer.prepared.values() if one.refusal is not None]
+    for shortage in answer.decision.shortages:
+        one = answer.prepared[shortage.model]
         if one.wish is not None:
             refused.append(
                 short_of_room(
@@ -130,9 +235,9 @@ def _refused(
                     one.wish,
                     shortage,
                     target=one.target,
-                    decision=decision,
+                    decision=answer.decision,
                     hosts=view.hosts,
-                    optimizing_helps=optimizing_helps,
+                    optimizing_helps=answer.improvement is not None,
                 )
             )
     return tuple(sorted(refused, key=lambda refusal: (refusal.model, refusal.constraint)))
@@ -176,27 +281,72 @@ def _candidate(model: str, one: Configuration) -> Candidate:
             "max_model_len": one.estimate.max_model_len,
         },
         gpus=one.shape.gpus,
+        capacity_requests_per_s=one.capacity_requests_per_s,
     )
+
+
+def _candidate_order(one: Configuration) -> tuple[object, ...]:
+    shape = one.shape
+    return (shape.kind, shape.gpus, shape.precision, -shape.tensor_parallel)
 
 
 def _summary(
-    instances: Sequence[Instance],
-    prepared: Mapping[str, Prepared],
-    improvement: dict[str, Any] | None,
-    notes: tuple[str, ...],
+    instances: Sequence[Instance], answer: _Answer, untouchable: Sequence[Instance], notes: tuple[str, ...]
 ) -> Summary:
-    counts = Counter(one.model for one in instances)
     used = sum(len(one.gpus) for one in instances)
-    smallest = {
-        name: min((fitting.shape.gpus for fitting in one.configurations), default=None)
-        for name, one in prepared.items()
-    }
-    bound = sum(min(len(one.gpus), smallest.get(one.model) or len(one.gpus)) for one in instances)
+    carried: dict[str, float] = {}
+    bound = sum(len(one.gpus) for one in untouchable)
+    for name, ready in answer.prepared.items():
+        mine = [one for one in instances if one.model == name]
+        carried[name] = round(_carried(ready, mine), 6)
+        bound += _bound(ready, mine, untouchable, answer.capacity[name])
     return Summary(
         gpus_used=used,
-        gpus_lower_bound=bound,
-        gap_fraction=round((used - bound) / used, 6) if used else 0.0,
-        carried={name: round(min(1.0, counts[name] / one.target), 6) for name, one in prepared.items()},
-        improvement_available=improvement,
+        gpus_lower_bound=min(bound, used),
+        gap_fraction=round(max(0, used - bound) / used, 6) if used else 0.0,
+        carried=carried,
+        improvement_available=answer.improvement,
         notes=notes,
+        carried_without_host=_carried_without_host(instances, answer.prepared),
     )
+
+
+def _carried(ready: Prepared, mine: Sequence[Instance]) -> float:
+    wish = ready.wish
+    if wish is None or wish.demand is None:
+        if ready.refusal is not None and ready.refusal.constraint == "objectives":
+            return 0.0
+        return min(1.0, len(mine) / ready.target)
+    share = sum(capacity_of(one) for one in mine) / wish.demand
+    return 1.0 if share >= 1.0 - TOLERANCE else share
+
+
+def _bound(
+    ready: Prepared, mine: Sequence[Instance], untouchable: Sequence[Instance], capacity: Mapping[Shape, float]
+) -> int:
+    """The fewest GPUs on which the candidates carry what the plan carries of a model, beside its frozen instances."""
+    wish = ready.wish
+    if wish is None:
+        return 0
+    frozen = {one.id for one in untouchable}
+    free = [one for one in mine if one.id not in frozen]
+    demand = None if wish.demand is None else _carried(ready, mine) * wish.demand
+    return fewest_gpus(
+        list(capacity), replace(wish, count=min(wish.count, len(free)), demand=demand, capacity=capacity)
+    )
+
+
+def _carried_without_host(
+    instances: Sequence[Instance], prepared: Mapping[str, Prepared]
+) -> dict[str, dict[str, float]]:
+    """For each host, what is carried of the models that may lose one, when it is lost."""
+    shares: dict[str, dict[str, float]] = {}
+    for name, ready in prepared.items():
+        wish = ready.wish
+        if wish is None or wish.demand is None or wish.min_hosts < 2:
+            continue
+        mine = [one for one in instances if one.model == name]
+        for host in sorted({host for one in mine for host in one.hosts}):
+            left = sum(capacity_of(one) for one in mine if host not in one.hosts) / wish.demand
+            shares.setdefault(host, {})[name] = 1.0 if left >= 1.0 - TOLERANCE else round(left, 6)
+    return shares

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .placement_sizing import fewest_gpus
 from .plan_document import Refusal
 from .remedies import remedies
 
@@ -92,6 +93,18 @@ def impossible(
     return Refusal(request.name, closest.constraint, explanation, _any_of(changes) or "a smaller model")
 
 
+def objectives_missed(model: ResolvedModel, misfits: Sequence[Misfit]) -> Refusal:
+    """Say that no configuration meets the objectives; the model runs all the same, as well as it can."""
+    missed = [one for one in misfits if one.constraint == "objectives"]
+    reasons = "; ".join(f"{one.shape.gpus} x {one.shape.kind}: {one.explanation}" for one in missed[:3])
+    return Refusal(
+        model.request.name,
+        "objectives",
+        f"No configuration meets the objectives even at the lightest load. {reasons}.",
+        "objectives that leave more time, a smaller model, or a precision with fewer bits",
+    )
+
+
 def short_of_room(
     model: ResolvedModel,
     wish: Wish,
@@ -116,6 +129,9 @@ def short_of_room(
     request = model.request
     placed = target - shortage.missing
     missing = f"{shortage.missing} of {target} replica{'s' if target > 1 else ''} found no place"
+    lacks_demand = wish.demand is not None and shortage.carried < 1.0
+    if lacks_demand:
+        missing = f"{shortage.carried:.1%} of {wish.demand:g} requests/s are carried"
     fewer = f"replicas.min: {placed}" if placed and placed >= len(request.placement.pins) else None
     if shortage.pin is not None:
         pin = wish.pins[shortage.pin]
@@ -134,11 +150,21 @@ def short_of_room(
             "pin to other GPUs, or remove the pin",
         )
     if shortage.min_hosts:
+        why = "all replicas would stand on one host, and no other host has room"
+        if not shortage.missing:
+            why = "the other hosts have no room for what is missing when the host that carries most is lost"
         return Refusal(
             request.name,
             "availability.hosts_lost",
-            f"{missing}: all replicas would stand on one host, and no other host has room.",
+            f"{missing}: {why}.",
             "availability.hosts_lost: 0, or free GPUs on another host",
+        )
+    if shortage.at_most:
+        return Refusal(
+            request.name,
+            "replicas.max",
+            f"{missing}: replicas.max allows no more than {request.replicas.max}.",
+            "a larger replicas.max",
         )
     needed = min(shape.gpus for shape in wish.shapes)
     free = {name: len(decision.free.get(name, ())) for name in sorted(wish.hosts)}
@@ -149,7 +175,12 @@ def short_of_room(
     if shortage.left:
         lost = ", ".join(f"{one.id} ({cause})" for one, cause in shortage.left)
         explanation += f" No longer placed: {lost}."
-    more = f"{shortage.missing} x {needed} more {kinds}, each {needed} on one host"
+    if wish.demand is None or not lacks_demand:
+        more = f"{shortage.missing} x {needed} more {kinds}, each {needed} on one host"
+    else:
+        explanation = explanation.replace("each needs", "a further replica needs")
+        count = fewest_gpus(wish.shapes, wish, placed=wish.count, amount=shortage.carried * wish.demand)
+        more = f"{max(count, needed)} more {kinds}"
     changes = ["fleet_optimize=true"] if optimizing_helps else []
     changes += [fewer] if fewer else []
     return Refusal(request.name, "gpus", explanation, _any_of([*changes, more]))

@@ -55,6 +55,10 @@ def standing_of(
         tensor if isinstance(tensor, int) else 0,
         pipeline if isinstance(pipeline, int) else 0,
     )
+    first = view.gpu(*one.gpus[0])
+    if first is not None and first.model is not None and shape.gpus == len(one.gpus):
+        precision = configurations.precision_of(model, first.model, shape, one.engine_args.get("quantization"))
+        shape = replace(shape, precision=precision)
     cause, why = _why_leaving(one, model, shape, view, configurations)
     standing = Standing(
         id=one.id,

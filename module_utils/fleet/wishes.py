@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from .fleet_view import why_ineligible
 from .placement_problem import PinnedPlace, Wish
-from .refusals import impossible, unsupported
+from .refusals import impossible, objectives_missed, unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from .configurations import Configuration, Configurations, Misfit, ResolvedModel
     from .fleet_view import FleetView
-    from .plan_document import Refusal
+    from .placement_problem import Shape
+    from .plan_document import Instance, Refusal
     from .requests import ModelRequest
 
 
@@ -24,12 +25,14 @@ class Prepared:
     """A request, made ready for the decision.
 
     Args:
-        target: replicas that are wanted, those on frozen hosts included.
-        configurations: those that fit with the fewest GPUs, the preferred first, for each kind of GPU.
+        target: replicas that are wanted at least, those on frozen hosts included; without a demand so many exactly.
+        configurations: the preferred first, for each kind of GPU; without a demand those with the fewest GPUs, with one
+            those that carry more than smaller ones on as many GPUs.
         misfits: what was tried before them.
         wish: None when the model cannot be placed.
         pins: position in models.yml of each pin of the wish.
-        refusal: why it cannot be placed; None also when replicas on frozen hosts are all that is wanted.
+        refusal: why it cannot be placed, or, beside a wish, why it is placed although its objectives do not hold; None
+            also when replicas on frozen hosts are all that is wanted.
     """
 
     model: ResolvedModel
@@ -45,8 +48,10 @@ def prepare(
     model: ResolvedModel,
     view: FleetView,
     configurations: Configurations,
-    frozen_hosts: Sequence[str],
+    frozen: Sequence[Instance],
     engine_version: str,
+    *,
+    precisions: Sequence[str] = ("",),
 ) -> Prepared:
     """Make a request ready for the decision.
 
@@ -54,22 +59,34 @@ def prepare(
         model: the request with what its checkpoint says.
         view: the hosts.
         configurations: answers what fits.
-        frozen_hosts: hosts of the model's replicas that cannot be touched, one entry a replica.
+        frozen: the model's replicas that cannot be touched.
         engine_version: vLLM's version.
+        precisions: of the weights that a model with a demand may use, as ``Shape.precision`` has them.
     """
     request = model.request
     target = max(request.replicas.min, len(request.placement.pins), 1 + request.availability.hosts_lost)
     refusal = unsupported(model)
     if refusal is not None:
         return Prepared(model, target, refusal=refusal)
+    frozen_hosts = [one.shards[0].host for one in frozen]
     eligible = [host for host in view.hosts.values() if why_ineligible(request, host) is None]
     kinds, most = view.usable_gpus(eligible)
-    fitting: list[Configuration] = []
-    misfits: list[Misfit] = []
-    for kind in sorted(kinds):
-        found, missed = configurations.smallest(model, kinds[kind], most[kind])
-        fitting += found
-        misfits += missed
+    asked = request.placement.pins
+    demand = request.demand.requests_per_second if request.demand is not None else None
+    fitting: tuple[Configuration, ...] = ()
+    misfits: tuple[Misfit, ...] = ()
+    if demand is not None:
+        # A pin may name more GPUs than any configuration that is worth them.
+        pinned = precisions if not any(pin.gpus for pin in asked) else ("",)
+        fitting, misfits = _all_kinds(
+            kinds, lambda kind: configurations.useful(model, kinds[kind], most[kind], precisions=pinned)
+        )
+        if not fitting and misfits and any(one.constraint == "objectives" for one in misfits):
+            refusal = objectives_missed(model, misfits)
+            configurations.ignore_objectives(model)
+            demand = None
+    if not fitting:
+        fitting, misfits = _all_kinds(kinds, lambda kind: configurations.smallest(model, kinds[kind], most[kind]))
     if not fitting:
         # What runs on hosts that were not reached goes on, whatever the model has become since.
         if len(frozen_hosts) < target:
@@ -82,20 +99,51 @@ def prepare(
                 misfits=misfits,
                 engine_version=engine_version,
             )
-        return Prepared(model, target, misfits=tuple(misfits), refusal=refusal)
+        return Prepared(model, target, misfits=misfits, refusal=refusal)
+    if demand is not None and not any(one.capacity_requests_per_s for one in fitting):
+        demand = None
     pins, positions = _pins(request, view, frozen_hosts)
+    maximum = request.replicas.max
     wish = Wish(
         model=request.name,
         priority=request.priority,
         count=max(0, target - len(frozen_hosts)),
-        shapes=tuple(one.shape for one in sorted(fitting, key=lambda one: one.shape.gpus)),
+        shapes=tuple(one.shape for one in fitting),
         hosts=frozenset(host.name for host in eligible if view.may_get_more(host)),
         pins=pins,
         spread=request.placement.spread_over_hosts,
         min_hosts=1 + request.availability.hosts_lost,
         elsewhere=tuple(frozen_hosts),
+        demand=demand,
+        capacity={one.shape: one.capacity_requests_per_s or 0.0 for one in fitting},
+        most=None if maximum is None else max(0, maximum - len(frozen_hosts)),
+        sacrifices=_sacrifices(fitting),
+        carried_elsewhere=tuple(capacity_of(one) for one in frozen),
     )
-    return Prepared(model, target, tuple(fitting), tuple(misfits), wish, positions)
+    return Prepared(model, target, fitting, misfits, wish, positions, refusal)
+
+
+def capacity_of(one: Instance) -> float:
+    """Requests/s that an instance carries, as its record says; 0 when it does not."""
+    capacity = one.speed.get("capacity_requests_per_s")
+    return float(capacity) if isinstance(capacity, int | float) else 0.0
+
+
+def _sacrifices(fitting: Sequence[Configuration]) -> frozenset[Shape]:
+    """Shapes of a precision that no configuration needs to fit or to meet the objectives."""
+    needed = {one.quantization for one in fitting if not one.shape.precision}
+    return frozenset(one.shape for one in fitting if one.shape.precision and one.quantization not in needed)
+
+
+def _all_kinds(
+    kinds: Iterable[str], find: Callable[[str], tuple[tuple[Configuration, ...], tuple[Misfit, ...]]]
+) -> tuple[tuple[Configuration, ...], tuple[Misfit, ...]]:
+    found = [find(kind) for kind in sorted(kinds)]
+    fitting = [one for configurations, _ in found for one in configurations]
+    return (
+        tuple(sorted(fitting, key=lambda one: one.shape.gpus)),
+        tuple(misfit for _, misfits in found for misfit in misfits),
+    )
 
 
 def _pins(

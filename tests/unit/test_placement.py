@@ -1,4 +1,5 @@
-from fleet.placement import choose_gpus, decide
+from fleet.placement import decide
+from fleet.placement_gpus import choose_gpus
 from fleet.placement_problem import GpuRoom, HostRoom, PinnedPlace, Shape, Standing, Wish
 
 ONE = Shape("L40S")

@@ -423,8 +423,10 @@ def test_reasons_tell_precision_place_and_number():
     (one,) = plan(facts("a"), [model("m", demand={"requests_per_second": 3})]).instances
     assert one.reasons[0] == "On a GPU 0: the only host that may be used."
     assert one.reasons[1].startswith("Unquantized weights: 15.")
+    assert one.reasons[2].startswith("One instance carries ")
+    assert one.reasons[2].endswith("; the demand is 3 requests/s.")
+    (one,) = plan(facts("a"), [model("m")]).instances
     assert one.reasons[2] == "1 replica, from replicas.min."
-    assert one.reasons[3].startswith("The demand of 3 requests/s does not change the number yet")
 
 
 def test_reasons_tell_why_fewer_gpus_do_not_do():

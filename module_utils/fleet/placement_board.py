@@ -1,0 +1,133 @@
+"""Who holds which GPU, and what the replicas of a model add up to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .placement_problem import TOLERANCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .placement_problem import GpuRoom, HostRoom, Placed, Wish
+
+
+class Board:
+    """Who holds which GPU."""
+
+    def __init__(self, hosts: Sequence[HostRoom]) -> None:
+        self.rooms = {host.name: host for host in sorted(hosts, key=lambda host: host.name)}
+        self._holders: dict[tuple[str, str], Placed] = {}
+        self._known = {(host.name, gpu.uuid) for host in hosts for gpu in host.gpus}
+        self._free_counts = {host.name: len(host.gpus) for host in hosts}
+
+    def placed(self) -> set[Placed]:
+        """Everything that stands."""
+        return set(self._holders.values())
+
+    def free(self, host: str) -> list[GpuRoom]:
+        """The free GPUs of a host."""
+        return [gpu for gpu in self.rooms[host].gpus if (host, gpu.uuid) not in self._holders]
+
+    def free_count(self, host: str) -> int:
+        """How many GPUs of a host are free."""
+        return self._free_counts[host]
+
+    def are_free(self, host: str, uuids: Iterable[str]) -> bool:
+        """Whether GPUs are there and nobody holds them."""
+        return all((host, uuid) in self._known and (host, uuid) not in self._holders for uuid in uuids)
+
+    def holder(self, host: str, uuid: str) -> Placed | None:
+        """Who holds a GPU."""
+        return self._holders.get((host, uuid))
+
+    def take(self, place: Placed) -> None:
+        """Give a replica its GPUs."""
+        for uuid in place.gpus:
+            self._holders[place.host, uuid] = place
+        self._free_counts[place.host] -= len(place.gpus)
+
+    def release(self, place: Placed) -> None:
+        """Take a replica's GPUs back."""
+        for uuid in place.gpus:
+            del self._holders[place.host, uuid]
+        self._free_counts[place.host] += len(place.gpus)
+
+
+class Tally:
+    """What the replicas of one model add up to, on each host."""
+
+    def __init__(self, wish: Wish) -> None:
+        self.wish = wish
+        self.placed: list[Placed] = []
+        self.replicas: dict[str, int] = {}
+        self.loads: dict[str, float] = {}
+        amounts = wish.carried_elsewhere if wish.demand is not None else (1.0,) * len(wish.elsewhere)
+        for host, amount in zip(wish.elsewhere, amounts, strict=True):
+            self._count(host, 1, amount)
+
+    @property
+    def amount(self) -> float:
+        """What all replicas add up to."""
+        return sum(self.loads[host] for host in sorted(self.loads))
+
+    @property
+    def heaviest(self) -> str | None:
+        """The host that carries most."""
+        return max(sorted(self.replicas), key=lambda host: self.loads[host], default=None)
+
+    def add(self, place: Placed) -> None:
+        """Count a replica."""
+        self.placed.append(place)
+        self._count(place.host, 1, self.wish.amount(place.shape))
+
+    def remove(self, place: Placed) -> None:
+        """Count a replica no longer."""
+        self.placed.remove(place)
+        self._count(place.host, -1, -self.wish.amount(place.shape))
+
+    @property
+    def missing(self) -> int:
+        """Replicas below what is wanted whatever the demand."""
+        return max(0, self.wish.count - len(self.placed))
+
+    @property
+    def carried(self) -> float:
+        """Share of what is required."""
+        required = self.wish.required
+        share = self.amount / required if required > 0 else 1.0
+        return 1.0 if share >= 1.0 - TOLERANCE else share
+
+    @property
+    def carried_without_a_host(self) -> float:
+        """Share that is left of it when the heaviest host is lost; 1 when that is not asked for."""
+        required = self.wish.required_without_a_host
+        heaviest = self.heaviest
+        left = self.amount - self.loads[heaviest] if heaviest is not None else 0.0
+        share = left / required if required > 0 else 1.0
+        return 1.0 if share >= 1.0 - TOLERANCE else share
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that is wanted stands."""
+        return not self.missing and self.carried >= 1.0 and self.carried_without_a_host >= 1.0
+
+    def is_spare(self, place: Placed) -> bool:
+        """Whether nothing would be missed without this replica."""
+        if place.pin is not None:
+            return False
+        before = self._score()
+        self.remove(place)
+        spare = self._score() == before
+        self.add(place)
+        return spare
+
+    def _score(self) -> tuple[int, float, float]:
+        shares = (self.carried, self.carried_without_a_host)
+        return (self.missing, *(round(share, 9) for share in shares))  # type: ignore[return-value]
+
+    def _count(self, host: str, replicas: int, amount: float) -> None:
+        self.replicas[host] = self.replicas.get(host, 0) + replicas
+        self.loads[host] = self.loads.get(host, 0.0) + amount
+        if not self.replicas[host]:
+            del self.replicas[host], self.loads[host]

@@ -1,0 +1,154 @@
+"""Finds places for the replicas of one model, the best host first."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+from .placement_gpus import choose_gpus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .placement_board import Board, Tally
+    from .placement_problem import Cause, GpuRoom, PinnedPlace, Shape, Standing
+
+Found = tuple[str, "Shape", tuple[str, ...]]
+
+
+def fulfils(one: Standing, pin: PinnedPlace) -> bool:
+    """Whether a running instance stands where a pin asks for one."""
+    return one.host == pin.host and (not pin.gpus or set(pin.gpus) == set(one.gpus))
+
+
+class Finder:
+    """Finds places for the replicas of one model.
+
+    The cost is linear in hosts when it is made, and a logarithm for each place.
+
+    Args:
+        board: who holds which GPU.
+        tally: the replicas so far; changes of it are reported with ``took``.
+        reserved: GPUs that pins ask for, and with ``optimize`` those where something runs.
+        priorities: by model.
+    """
+
+    def __init__(
+        self, board: Board, tally: Tally, reserved: frozenset[tuple[str, str]], priorities: Mapping[str, int]
+    ) -> None:
+        self.wish = tally.wish
+        self.lonely = False
+        self._board = board
+        self._tally = tally
+        self._foreign = reserved - {(pin.host, uuid) for pin in self.wish.pins for uuid in pin.gpus}
+        self._priorities = priorities
+        lower = {priority for priority in priorities.values() if priority < self.wish.priority}
+        self._thresholds: tuple[int | None, ...] = (None, *sorted(lower))
+        self._least = min((shape.gpus for shape in self.wish.shapes), default=1)
+        self._heap: list[tuple[int, int, float, str]] = []
+        self.sort_hosts()
+
+    def took(self, host: str) -> None:
+        """Note that a replica of the model was put there."""
+        heapq.heappush(self._heap, self._key(host))
+
+    def sort_hosts(self) -> None:
+        """Start anew, after GPUs became free."""
+        self._heap = [self._key(name) for name in self._board.rooms if name in self.wish.hosts]
+        heapq.heapify(self._heap)
+
+    def on_pin(self, pin: PinnedPlace) -> Found | None:
+        """A place that fulfils a pin. GPUs of lower priority replicas may be in it."""
+        if pin.host not in self._board.rooms or pin.host not in self.wish.hosts:
+            return None
+        for threshold in self._thresholds:
+            gpus = self._available(pin.host, threshold)
+            if pin.gpus:
+                gpus = [gpu for gpu in gpus if gpu.uuid in pin.gpus]
+            for shape in self.wish.shapes:
+                if pin.gpus and shape.gpus != len(pin.gpus):
+                    continue
+                uuids = choose_gpus(self._board.rooms[pin.host], gpus, shape)
+                if uuids is not None:
+                    return pin.host, shape, uuids
+        return None
+
+    def free_place(self, shapes: Sequence[Shape], *, crowded: str | None = None) -> Found | None:
+        """A place of free GPUs, away from reserved ones if possible, and not on the crowded host."""
+        found = self._scan(shapes, crowded, None, avoid_foreign=True) if self._foreign else None
+        return found or self._scan(shapes, crowded, None)
+
+    def anywhere(self, shapes: Sequence[Shape], *, crowded: str | None) -> Found | None:
+        """A place of free GPUs, or of GPUs of lower priority, the lowest first."""
+        found = self.free_place(shapes, crowded=crowded)
+        for threshold in self._thresholds[1:]:
+            found = found or self._scan(shapes, crowded, threshold)
+        if found is None:
+            self.lonely = crowded is not None
+        return found
+
+    def on_host(
+        self, host: str, shapes: Sequence[Shape], threshold: int | None = None, *, avoid_foreign: bool = False
+    ) -> Found | None:
+        """A place on one host."""
+        gpus = self._available(host, threshold)
+        if avoid_foreign:
+            gpus = [gpu for gpu in gpus if (host, gpu.uuid) not in self._foreign]
+        for shape in shapes:
+            uuids = choose_gpus(self._board.rooms[host], gpus, shape)
+            if uuids is not None:
+                return host, shape, uuids
+        return None
+
+    def same_place(
+        self, leaving: Sequence[tuple[Standing, Cause]], shapes: Sequence[Shape], pin: PinnedPlace | None = None
+    ) -> Found | None:
+        """The place of an instance that left it for a better packing only, when the place is still free."""
+        for now, cause in leaving:
+            if cause != "optimize" or now.host not in self.wish.hosts or now.shape not in shapes:
+                continue
+            if (pin is None or fulfils(now, pin)) and self._board.are_free(now.host, now.gpus):
+                return now.host, now.shape, now.gpus
+        return None
+
+    def _scan(
+        self, shapes: Sequence[Shape], crowded: str | None, threshold: int | None, *, avoid_foreign: bool = False
+    ) -> Found | None:
+        passed: list[tuple[int, int, float, str]] = []
+        found = None
+        while self._heap and found is None:
+            key = heapq.heappop(self._heap)
+            host = key[-1]
+            current = self._key(host)
+            if current != key:
+                heapq.heappush(self._heap, current)
+                continue
+            if passed and passed[-1] == current:
+                continue
+            passed.append(current)
+            if current[0] and threshold is None:
+                break  # hosts without room come last
+            if host != crowded:
+                found = self.on_host(host, shapes, threshold, avoid_foreign=avoid_foreign)
+        for key in passed:
+            heapq.heappush(self._heap, key)
+        return found
+
+    def _available(self, host: str, threshold: int | None) -> list[GpuRoom]:
+        """Free GPUs and, with a threshold, those held by replicas of at most that priority."""
+        if threshold is None:
+            return self._board.free(host)
+        result = []
+        for gpu in self._board.rooms[host].gpus:
+            holder = self._board.holder(host, gpu.uuid)
+            if holder is None or self._priorities[holder.model] <= threshold:
+                result.append(gpu)
+        return result
+
+    def _key(self, host: str) -> tuple[int, int, float, str]:
+        """Sort key of a host: those without room last, then few replicas of this model, then a large share free."""
+        replicas = self._tally.replicas.get(host, 0)
+        free = self._board.free_count(host)
+        full = int(free < self._least)
+        share = free / max(1, len(self._board.rooms[host].gpus))
+        return (full, replicas, -share, host) if self.wish.spread else (full, -replicas, share, host)
