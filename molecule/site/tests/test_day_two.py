@@ -8,12 +8,17 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 from fleet_lab import GPU_HOSTS, Fleet, RequestLoop, settled
+
+if TYPE_CHECKING:
+    import pathlib
 
 
 def names(fleet: Fleet) -> list[str]:
@@ -213,6 +218,37 @@ def test_an_excluded_gpu_that_does_not_exist_stops_the_run(lab: Fleet) -> None:
     assert set(run.changed().values()) <= {0}
     assert "l40s-02" in run.output
     assert "fleet_exclude_gpus[0]" in run.output
+
+
+def test_an_unknown_host_variable_stops_the_run(lab: Fleet) -> None:
+    path = lab.inventory / "host_vars" / "l40s-02.yml"
+    path.write_text(yaml.safe_dump({"fleet_exclude_gpu": [0]}))
+    run = lab.run(expect=2)
+    assert set(run.changed().values()) <= {0}
+    assert "fleet_exclude_gpu" in run.output
+    assert "fleet_exclude_gpus" in run.output, "the known name nearest to it"
+
+
+def test_two_models_of_one_name_stop_the_run(lab: Fleet) -> None:
+    models = lab.models()
+    lab.write_models([*models, models[0]])
+    run = lab.run(expect=2)
+    assert set(run.changed().values()) <= {0}
+    assert f"models[{len(models)}].name" in run.output
+
+
+def test_a_truncated_checkpoint_stops_the_run(lab: Fleet, tmp_path: pathlib.Path) -> None:
+    models = lab.models()
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(models[0]["source"].removeprefix("file:"), checkpoint)
+    weights = next(checkpoint.glob("*.safetensors"))
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 1)
+    models[0]["source"] = f"file:{checkpoint}"
+    lab.write_models(models)
+    run = lab.run(expect=2)
+    assert set(run.changed().values()) <= {0}
+    assert weights.name in run.output
 
 
 def test_no_sudo_stops_the_run_before_any_change(lab: Fleet) -> None:
