@@ -82,10 +82,11 @@ class Misfit:
 class Configurations:
     """Answers for one GPU kind and engine version, remembered: the same question is asked for every instance."""
 
-    def __init__(self, engine_version: str) -> None:
+    def __init__(self, engine_version: str, carrying: Carrying | None = None) -> None:
         self._engine_version = engine_version
-        self._carrying = Carrying()
+        self._carrying = carrying or Carrying()
         self._known: dict[tuple[str, Shape], Configuration | Misfit] = {}
+        self._speeds: dict[tuple[str, Shape, float], dict[str, Any]] = {}
         self._without_objectives: set[str] = set()
 
     def of_shape(self, model: ResolvedModel, gpu: GpuModel, shape: Shape) -> Configuration | Misfit:
@@ -172,10 +173,14 @@ class Configurations:
         traffic = Traffic.of(model.request)
         if traffic is None:
             return {}
-        kv_cache_tokens = one.estimate.kv_cache_tokens_planned
-        return self._carrying.at_rate(
-            model.facts, gpu, one.options, kv_cache_tokens, traffic, requests_per_second=share
-        )
+        # Instances of one configuration get the same share.
+        key = (model.request.name, one.shape, share)
+        if key not in self._speeds:
+            kv_cache_tokens = one.estimate.kv_cache_tokens_planned
+            self._speeds[key] = self._carrying.at_rate(
+                model.facts, gpu, one.options, kv_cache_tokens, traffic, requests_per_second=share
+            )
+        return dict(self._speeds[key])
 
     def _if_better(
         self, model: ResolvedModel, gpu: GpuModel, shape: Shape, than: float

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 
 def decide(
-    wishes: Sequence[Wish], hosts: Sequence[HostRoom], standing: Sequence[Standing], *, optimize: bool = False
+    wishes: Sequence[Wish],
+    hosts: Sequence[HostRoom],
+    standing: Sequence[Standing],
+    *,
+    optimize: bool = False,
+    draft: bool = False,
 ) -> Decision:
     """Place every replica.
 
@@ -35,13 +40,15 @@ def decide(
         hosts: the hosts that may be changed; the order does not matter.
         standing: what runs on them, of the wished models only.
         optimize: run for the best packing; what runs may be moved for it.
+        draft: when there is no room for all, do not look for the best way to carry a part: the caller asks again with
+            more shapes.
     """
     placing = _Placing(wishes, hosts, standing, optimize=optimize)
     for state in placing.order:
         placing.keep(state)
     for state in placing.order:
         placing.fill_pins(state)
-    placing.add_chosen()
+    placing.add_chosen(all_or_nothing=draft)
     placing.settle()
     return placing.decision()
 
@@ -134,7 +141,7 @@ class _Placing:
                 state.pins.remove(position)
                 self._put(state, found, pin=position)
 
-    def add_chosen(self) -> None:
+    def add_chosen(self, *, all_or_nothing: bool) -> None:
         """Add what the integer program chooses for what is still needed, where there is room."""
         asks = [
             Ask(
@@ -151,7 +158,7 @@ class _Placing:
             return
         rank = {state.wish.model: position for position, state in enumerate(self.order)}
         chosen = sorted(
-            choose(asks, self._free_rooms()),
+            choose(asks, self._free_rooms(), all_or_nothing=all_or_nothing),
             key=lambda one: (-one.shape.gpus, -one.shape.tensor_parallel, rank[one.model], str(one.shape), one.host),
         )
         if not self._add_where_best(chosen):

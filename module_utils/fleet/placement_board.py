@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from .placement_problem import TOLERANCE
@@ -9,7 +10,7 @@ from .placement_problem import TOLERANCE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .placement_problem import GpuRoom, HostRoom, Placed, Wish
+    from .placement_problem import GpuRoom, HostRoom, Placed, Shape, Wish
 
 
 class Board:
@@ -62,14 +63,22 @@ class Tally:
         self.placed: list[Placed] = []
         self.replicas: dict[str, int] = {}
         self.loads: dict[str, float] = {}
+        self._shapes: Counter[Shape] = Counter()
         amounts = wish.carried_elsewhere if wish.demand is not None else (1.0,) * len(wish.elsewhere)
         for host, amount in zip(wish.elsewhere, amounts, strict=True):
             self._count(host, 1, amount)
+        self._elsewhere = sum(amounts)
 
     @property
     def amount(self) -> float:
         """What all replicas add up to."""
-        return sum(self.loads[host] for host in sorted(self.loads))
+        # Counted by shape, so that it does not depend on the order in which replicas came and went.
+        counts = (
+            sorted(self._shapes.items(), key=lambda item: str(item[0]))
+            if len(self._shapes) > 1
+            else self._shapes.items()
+        )
+        return self._elsewhere + sum(count * self.wish.amount(shape) for shape, count in counts)
 
     @property
     def heaviest(self) -> str | None:
@@ -79,11 +88,13 @@ class Tally:
     def add(self, place: Placed) -> None:
         """Count a replica."""
         self.placed.append(place)
+        self._shapes[place.shape] += 1
         self._count(place.host, 1, self.wish.amount(place.shape))
 
     def remove(self, place: Placed) -> None:
         """Count a replica no longer."""
         self.placed.remove(place)
+        self._shapes[place.shape] -= 1
         self._count(place.host, -1, -self.wish.amount(place.shape))
 
     @property
@@ -102,9 +113,11 @@ class Tally:
     def carried_without_a_host(self) -> float:
         """Share that is left of it when the heaviest host is lost; 1 when that is not asked for."""
         required = self.wish.required_without_a_host
+        if required <= 0.0:
+            return 1.0
         heaviest = self.heaviest
         left = self.amount - self.loads[heaviest] if heaviest is not None else 0.0
-        share = left / required if required > 0 else 1.0
+        share = left / required
         return 1.0 if share >= 1.0 - TOLERANCE else share
 
     @property
@@ -116,15 +129,19 @@ class Tally:
         """Whether nothing would be missed without this replica."""
         if place.pin is not None:
             return False
+        if self.wish.demand is None and len(self.placed) <= self.wish.count:
+            return False
         before = self._score()
-        self.remove(place)
-        spare = self._score() == before
-        self.add(place)
+        self._shapes[place.shape] -= 1
+        self._count(place.host, -1, -self.wish.amount(place.shape))
+        spare = self._score(one_less=1) == before
+        self._shapes[place.shape] += 1
+        self._count(place.host, 1, self.wish.amount(place.shape))
         return spare
 
-    def _score(self) -> tuple[int, float, float]:
-        shares = (self.carried, self.carried_without_a_host)
-        return (self.missing, *(round(share, 9) for share in shares))  # type: ignore[return-value]
+    def _score(self, one_less: int = 0) -> tuple[int, float, float]:
+        missing = max(0, self.wish.count - len(self.placed) + one_less)
+        return missing, round(self.carried, 9), round(self.carried_without_a_host, 9)
 
     def _count(self, host: str, replicas: int, amount: float) -> None:
         self.replicas[host] = self.replicas.get(host, 0) + replicas

@@ -94,8 +94,14 @@ class _Solution:
     ways: Mapping[int, Sequence[tuple[Mapping[Any, int], int]]]
 
 
-def choose(asks: Sequence[Ask], rooms: Sequence[FreeRoom]) -> tuple[Chosen, ...]:
-    """Choose shapes and hosts for what is still needed, as far as there is room."""
+def choose(asks: Sequence[Ask], rooms: Sequence[FreeRoom], *, all_or_nothing: bool = False) -> tuple[Chosen, ...]:
+    """Choose shapes and hosts for what is still needed, as far as there is room.
+
+    Args:
+        asks: what is needed.
+        rooms: what is free.
+        all_or_nothing: choose nothing when there is no room for all; the caller asks again with more shapes.
+    """
     open_asks = [ask for ask in sorted(asks, key=lambda ask: ask.wish.model) if ask.shapes]
     classes = list(_classes(open_asks, rooms))
     if not classes:
@@ -104,6 +110,8 @@ def choose(asks: Sequence[Ask], rooms: Sequence[FreeRoom]) -> tuple[Chosen, ...]
     any_precision = any(shape in ask.wish.sacrifices for ask in open_asks for shape in ask.shapes)
     if solution is None and any_precision:
         solution = _Program(open_asks, classes, faithful=False).carry_all()
+    if solution is None and all_or_nothing:
+        return ()
     if solution is None:
         solution = _Program(open_asks, classes, faithful=not any_precision).carry_most()
     return tuple(_deal(solution, classes))

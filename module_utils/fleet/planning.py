@@ -19,6 +19,7 @@ from .wishes import capacity_of, prepare
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from .carrying import Carrying
     from .configurations import ResolvedModel
     from .host_document import HostDocument
     from .placement_problem import Decision, Shape, Shortage, Standing, Wish
@@ -39,6 +40,7 @@ def make_plan(
     engine_version: str,
     port_base: int = DEFAULT_PORT_BASE,
     optimize: bool = False,
+    carrying: Carrying | None = None,
 ) -> Plan:
     """Make the plan. The order of the arguments' elements does not matter.
 
@@ -51,12 +53,13 @@ def make_plan(
         engine_version: vLLM's version, for its memory constants.
         port_base: the first port that an engine may listen on.
         optimize: move what runs if that places more, or the same on fewer GPUs.
+        carrying: keeps capacities between plans, for a caller that makes several; they never change an answer.
 
     Raises:
         FleetError: a host variable excludes a GPU that does not exist, or an engine argument has a wrong value.
     """
     view = FleetView(hosts, frozenset(frozen))
-    configurations = Configurations(engine_version)
+    configurations = Configurations(engine_version, carrying)
     by_name = {model.request.name: model for model in sorted(models, key=lambda model: model.request.name)}
     untouchable, touchable = split_current(current, view.frozen, by_name.keys())
     question = _Question(view, configurations, by_name, untouchable, touchable, engine_version)
@@ -64,7 +67,7 @@ def make_plan(
     if any(question.may_be_less_precise(shortage) for shortage in answer.decision.shortages):
         # Precision is given up only where demand would be left otherwise.
         less_precise = question.answer(("", *ON_LOAD), optimize=optimize)
-        if less_precise.score < answer.score:
+        if less_precise.score <= answer.score:
             answer = less_precise
     instances = plan_instances(
         answer.decision,
@@ -165,9 +168,10 @@ class _Question:
             if ready.wish is not None
         ]
         rooms = list(self.view.rooms.values())
-        decision = decide(wishes, rooms, standing)
+        draft = precisions == ("",) and any(map(_chooses_precision, self.models.values()))
+        decision = decide(wishes, rooms, standing, draft=draft)
         improvement = None
-        if standing and _may_improve(decision, wishes, candidates):
+        if standing and not (draft and decision.shortages) and _may_improve(decision, wishes, candidates):
             best = decide(wishes, rooms, standing, optimize=True)
             if _score(best, wishes) < _score(decision, wishes):
                 improvement = {

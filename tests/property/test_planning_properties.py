@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
+from fleet.carrying import Carrying
 from fleet.checkpoint import load_model_facts
 from fleet.configurations import ResolvedModel
 from fleet.host_document import parse_hosts
@@ -18,6 +19,7 @@ FACTS = {
     name: load_model_facts(CONFIGS / f"{name}.json")
     for name in ("llama-3-8b", "llama-2-13b", "llama-3-70b", "qwen2.5-0.5b")
 }
+CARRYING = Carrying()
 HOSTS = ("h1", "h2", "h3")
 LABELS = ("fast", "batch")
 
@@ -65,7 +67,12 @@ def request(draw, number):
         "source": "org/m",
         "max_model_len": 2048,
         "priority": draw(st.integers(0, 2)),
-        "replicas": {"min": draw(st.integers(1, 4))},
+        "replicas": draw(st.fixed_dictionaries({"min": st.integers(1, 4)}, optional={"max": st.sampled_from([4, 6])})),
+        "demand": draw(
+            st.none()
+            | st.fixed_dictionaries({"requests_per_second": st.sampled_from([0.1, 0.7, 2.0, 5.0, 12.5, 40.0])})
+        ),
+        "objectives": draw(st.sampled_from([{}, {}, {"tpot_ms": 60}, {"tpot_ms": 30, "ttft_ms": 1500}])),
         "quantization": draw(st.sampled_from(["auto", "auto", "none", "fp8"])),
         "availability": {"hosts_lost": draw(st.sampled_from([0, 0, 1]))},
         "tensor_parallel": draw(st.sampled_from([None, None, 1, 2, 4])),
@@ -97,7 +104,24 @@ def fleets(draw):
 
 
 def plan(document, models, current=(), **options):
-    return make_plan(parse_hosts(document, where="f"), models, current, engine_version="0.33.0", **options)
+    return make_plan(
+        parse_hosts(document, where="f"), models, current, engine_version="0.33.0", carrying=CARRYING, **options
+    )
+
+
+def check_carried(made, asked, mine, least, frozen):
+    """What the summary says is carried is what the instances add up to, and what is not is refused."""
+    carried = made.summary.carried[asked.name]
+    refused = any(one.model == asked.name for one in made.refused)
+    if carried < 1:
+        assert refused
+    elif refused:
+        assert asked.availability.hosts_lost or (asked.demand and len(mine) < least)
+    capacities = [one.speed.get("capacity_requests_per_s") for one in mine]
+    untouched = set(frozen).isdisjoint({host for one in mine for host in one.hosts})
+    if asked.demand is not None and mine and None not in capacities and untouched:
+        assert carried == pytest.approx(min(1.0, sum(capacities) / asked.demand.requests_per_second), abs=2e-6)
+        assert asked.replicas.max is None or len(mine) <= max(asked.replicas.max, least)
 
 
 def check(made, document, models, frozen=()):
@@ -137,11 +161,14 @@ def check(made, document, models, frozen=()):
         assert one.env["CUDA_VISIBLE_DEVICES"] == ",".join(shard.gpus)
     for name, asked in requests.items():
         mine = [one for one in made.instances if one.model == name]
+        least = max(asked.replicas.min, len(asked.placement.pins), 1 + asked.availability.hosts_lost)
         refused = any(one.model == name for one in made.refused)
-        assert refused == (made.summary.carried[name] < 1) or asked.availability.hosts_lost
+        check_carried(made, asked, mine, least, frozen)
         if refused or any(not set(frozen).isdisjoint(one.hosts) for one in mine):
             continue
-        assert len(mine) == max(asked.replicas.min, len(asked.placement.pins), 1 + asked.availability.hosts_lost)
+        if asked.demand is None:
+            assert len(mine) == least
+        assert len(mine) >= least
         assert len({one.shards[0].host for one in mine}) > asked.availability.hosts_lost
         for pin in asked.placement.pins:
             assert any(
@@ -168,6 +195,40 @@ def test_planning_again_moves_nothing_and_changes_no_byte(fleet):
     again = plan(document, models, plan_from_json(text, where="p").instances)
     assert again.moves == ()
     assert again.instances == first.instances
+
+
+def carried_by_priority(made, models):
+    """Sums of what is carried, the highest priority first; only models whose demand or number is all that counts."""
+    priorities = sorted({model.request.priority for model in models}, reverse=True)
+    return [
+        round(sum(made.summary.carried[m.request.name] for m in models if m.request.priority == priority), 5)
+        for priority in priorities
+    ]
+
+
+@thorough
+@given(fleets())
+def test_more_gpus_never_carry_less(fleet):
+    document, models = fleet
+    models = [
+        ResolvedModel(
+            model.request.model_copy(
+                update={"availability": model.request.availability.model_copy(update={"hosts_lost": 0})}
+            ),
+            model.path,
+            model.facts,
+        )
+        for model in models
+    ]
+    before = carried_by_priority(plan(document, models), models)
+    larger = copy.deepcopy(document)
+    larger["hosts"]["h4"] = {
+        "gpus": [
+            {"index": i, "uuid": f"GPU-h4-{i}", "name": "NVIDIA L40S", "memory_total_bytes": 46068 * 1024**2}
+            for i in range(4)
+        ]
+    }
+    assert carried_by_priority(plan(larger, models), models) >= before
 
 
 @thorough
@@ -229,7 +290,11 @@ def test_losing_a_gpu_moves_only_what_stood_on_it(fleet, data):
     models = [
         ResolvedModel(
             model.request.model_copy(
-                update={"priority": 0, "availability": model.request.availability.model_copy(update={"hosts_lost": 0})}
+                update={
+                    "priority": 0,
+                    "demand": None,
+                    "availability": model.request.availability.model_copy(update={"hosts_lost": 0}),
+                }
             ),
             model.path,
             model.facts,
