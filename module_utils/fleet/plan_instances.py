@@ -191,7 +191,8 @@ def _why_so_many_gpus(placed: Placed, prepared: Prepared) -> list[str]:
 
 
 def _why_this_precision(placed: Placed, prepared: Prepared) -> list[str]:
-    if prepared.wish is None or placed.shape not in prepared.wish.sacrifices:
+    needed = {one.quantization for one in prepared.configurations if not one.shape.precision}
+    if not placed.shape.precision or placed.shape.precision in needed:
         return []
     return [f"{placed.shape.precision.upper()} weights, because demand would have been left without them."]
 

@@ -97,7 +97,9 @@ class Availability(Document):
     """What may fail without the model's demand being left."""
 
     hosts_lost: Annotated[int, Field(ge=0, le=1)] = Field(
-        default=0, description="1: replicas stand on at least two hosts, so that any one host may be lost."
+        default=0,
+        description="1: any one host may be lost and the demand is still carried; without a demand, replicas stand on"
+        " two hosts at least.",
     )
 
 

@@ -441,3 +441,86 @@ def test_candidates_allow_the_bound_to_be_recomputed():
     smallest = {one.model: one.gpus for one in made.candidates}
     counts = {"m": 2, "w": 1}
     assert made.summary.gpus_lower_bound == sum(smallest[name] * count for name, count in counts.items())
+
+
+class TestDemand:
+    hosts = tuple(f"h{number:02d}" for number in range(20))
+    entries = (
+        model("m", demand={"requests_per_second": 150}, objectives={"tpot_ms": 60}),
+        model("n", "llama-3-70b", demand={"requests_per_second": 3}, objectives={"tpot_ms": 150}, priority=1),
+    )
+
+    def capacity(self, made, name):
+        return sum(one.speed["capacity_requests_per_s"] for one in made.instances if one.model == name)
+
+    def test_it_is_carried_on_as_few_gpus_as_the_bound_says(self):
+        made = plan(facts(*self.hosts), self.entries)
+        assert not made.refused
+        assert self.capacity(made, "m") >= 150
+        assert self.capacity(made, "n") >= 3
+        assert made.summary.gpus_used == made.summary.gpus_lower_bound
+        for one in made.instances:
+            assert one.speed["tpot_ms"] <= {"m": 60, "n": 150}[one.model]
+
+    def test_a_lost_host_moves_just_its_instances(self):
+        document = facts(*self.hosts)
+        first = plan(document, self.entries)
+        name = first.instances[0].hosts[0]
+        on_it = {one.id for one in first.instances if name in one.hosts}
+        second = plan(without(document, name), self.entries, first.instances)
+        assert set(moves(second)) == on_it
+        assert second.summary.carried == first.summary.carried
+
+    def test_more_traffic_adds_instances_and_less_takes_them_away_again(self):
+        document = facts(*self.hosts)
+        first = plan(document, self.entries)
+        more = [self.entries[0] | {"demand": {"requests_per_second": 200}}, self.entries[1]]
+        second = plan(document, more, first.instances)
+        assert second.moves == ()
+        assert {one.id for one in first.instances} < {one.id for one in second.instances}
+        third = plan(document, self.entries, second.instances)
+        assert third.moves == ()
+        assert len(third.instances) == len(first.instances)
+
+    def test_any_one_host_may_be_lost(self):
+        entry = model("m", demand={"requests_per_second": 12}, availability={"hosts_lost": 1})
+        made = plan(facts("a", "b", "c"), [entry])
+        assert not made.refused
+        for name in {one.hosts[0] for one in made.instances}:
+            left = [one for one in made.instances if name not in one.hosts]
+            assert sum(one.speed["capacity_requests_per_s"] for one in left) >= 12
+            assert made.summary.carried_without_host[name] == {"m": 1.0}
+
+    def test_the_most_replicas_are_kept_and_what_is_left_is_refused(self):
+        entry = model("m", demand={"requests_per_second": 500}, replicas={"max": 2})
+        made = plan(facts("a", "b"), [entry])
+        assert len(made.instances) == 2
+        assert refused(made) == {"m": "replicas.max"}
+        assert 0 < made.summary.carried["m"] < 1
+
+    def test_precision_is_given_up_only_where_demand_would_be_left(self):
+        entry = model("m", demand={"requests_per_second": 5}, objectives={"tpot_ms": 60}, tensor_parallel=1)
+        room = plan(facts("a", gpus=4), [entry])
+        assert not any("quantization" in one.engine_args for one in room.instances)
+        tight = plan(facts("a", gpus=1), [entry])
+        assert [one.engine_args["quantization"] for one in tight.instances] == ["fp8"]
+        assert "FP8 weights, because demand would have been left without them." in tight.instances[0].reasons
+        # What runs stays, also when there is room again.
+        assert plan(facts("a", gpus=4), [entry], tight.instances).instances == tight.instances
+
+    def test_priority_decides_when_there_is_no_room_for_all(self):
+        low, high = (
+            model(name, demand={"requests_per_second": 40}, priority=p) for name, p in (("low", 0), ("high", 1))
+        )
+        first = plan(facts("a", gpus=4), [low])
+        second = plan(facts("a", gpus=4), [low, high], first.instances)
+        assert second.summary.carried["high"] > second.summary.carried["low"]
+        assert set(moves(second).values()) == {"priority"}
+        assert "low" in refused(second)
+
+    def test_objectives_that_nothing_meets_are_refused_and_the_model_runs(self):
+        entry = model("m", demand={"requests_per_second": 1}, objectives={"tpot_ms": 1})
+        made = plan(facts("a"), [entry])
+        assert refused(made) == {"m": "objectives"}
+        assert len(made.instances) == 1
+        assert made.summary.carried == {"m": 0.0}
