@@ -2,7 +2,8 @@
 
     python tests/bench/bench_placement.py [--hosts 1000] [--models 50] [--json]
 
-Prints CPU seconds (of planning alone, on one core, imports not counted), peak memory, gap, moves. Exit code 1 when a limit is missed.
+Prints CPU seconds (of planning alone, on one core, imports not counted), peak memory, gap, moves. Exit code 1 when a
+limit is missed.
 """
 
 from __future__ import annotations
