@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .checkpoint import load_model_facts
-from .engine_options import DEFAULT_ENGINE_VERSION, SpeculativeOptions, options_from_engine_args
+from .engine_flags import add_engine_flags, engine_options
+from .engine_options import SpeculativeOptions
 from .errors import FleetError
 from .hardware import gpu_by_name
 from .memory import estimate_memory
@@ -18,39 +19,13 @@ from .speed import SpeedModel
 if TYPE_CHECKING:
     import argparse
 
-_OPTIONS = {
-    "dtype": "dtype",
-    "quantization": "quantization",
-    "kv_cache_dtype": "kv_cache_dtype",
-    "max_model_len": "max_model_len",
-    "max_num_seqs": "max_num_seqs",
-    "max_num_batched_tokens": "max_num_batched_tokens",
-    "tensor_parallel": "tensor_parallel_size",
-    "pipeline_parallel": "pipeline_parallel_size",
-    "enforce_eager": "enforce_eager",
-    "utilization": "gpu_memory_utilization",
-    "engine_version": "engine_version",
-}
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--config", required=True, metavar="PATH", help="checkpoint directory or config.json")
-    parser.add_argument("--gpu", required=True, help="L40S, H100 or H200")
+    add_engine_flags(parser)
     parser.add_argument("--prompt-tokens", type=int, required=True, help="tokens of each prompt")
     parser.add_argument("--output-tokens", type=int, default=64, help="output tokens that tpot_ms is the mean over")
     parser.add_argument("--batch", default="1,4,16,64", help="batch sizes, separated by commas")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--quantization")
-    parser.add_argument("--kv-cache-dtype", default="auto")
-    parser.add_argument("--max-model-len", type=int)
-    parser.add_argument("--max-num-seqs", type=int, default=256)
-    parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
-    parser.add_argument("--tensor-parallel", type=int, default=1)
-    parser.add_argument("--pipeline-parallel", type=int, default=1)
-    parser.add_argument("--enforce-eager", action="store_true")
-    parser.add_argument("--utilization", type=float)
-    parser.add_argument("--engine-version", default=DEFAULT_ENGINE_VERSION)
     parser.add_argument("--draft", metavar="PATH", help="configuration of a draft model, for speculative decoding")
     parser.add_argument(
         "--speculative-tokens", type=int, default=0, help="draft tokens a step; without --draft: n-gram"
@@ -66,9 +41,7 @@ def run(args: argparse.Namespace) -> int:
     batches = _batches(args.batch)
     model = load_model_facts(args.config)
     gpu = gpu_by_name(args.gpu, where="--gpu")
-    options = options_from_engine_args(
-        {name: getattr(args, argument) for argument, name in _OPTIONS.items()}, where="arguments"
-    )
+    options = engine_options(args)
     speed = SpeedModel(model, gpu, options)
     kv_cache_tokens = estimate_memory(model, gpu, options).kv_cache_tokens
     rows = []
