@@ -56,15 +56,19 @@ class LabNodes:
         listed = podman("ps", "--all", "--filter", f"label={LABEL}.lab={self.lab.name}", "--format", "json").stdout
         return {container["Names"][0]: container for container in json.loads(listed or "[]")}
 
-    def up(self, image: str) -> None:
-        """Brings every node up, replaces those that are not as they should be, and waits until all can be reached."""
+    def up(self, images: dict[str, str]) -> None:
+        """Brings nodes up, replaces those that are not as they should be, and waits until all can be reached.
+
+        Args:
+            images: the image of each node that is to be there.
+        """
         existing = self._replace_foreign(self.containers())
         self._prepare_ssh()
         self._prepare_secrets()
         self._prepare_network()
         deadline = time.monotonic() + READY_TIMEOUT_S
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda node: self._up_node(node, image, existing, deadline), NODES))
+            list(pool.map(lambda node: self._up_node(node, images[node], existing, deadline), images))
 
     def _up_node(self, node: str, image: str, existing: dict[str, dict[str, Any]], deadline: float) -> None:
         name = self.lab.container(node)
