@@ -8,38 +8,74 @@ from typing import TYPE_CHECKING, Any, Literal
 from .plan_document import id_order
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    from .plan_document import Instance, Plan
+    from .plan_document import Instance, Plan, Refusal
+
+Kind = Literal["added", "removed", "moved", "changed"]
+KINDS: tuple[Kind, ...] = ("added", "removed", "moved", "changed")
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """One thing that differs. A thing that is not set is None."""
+
+    what: str
+    before: Any
+    after: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One instance that differs. ``details`` holds (what, before, after) of each difference."""
+    """One instance that differs.
+
+    Args:
+        kind: an instance that stands elsewhere is ``moved``, whatever else differs.
+        details: what differs; of one that was added or removed, its place.
+    """
 
     id: str
     model: str
-    kind: Literal["added", "removed", "moved", "changed"]
+    kind: Kind
     why: str
-    details: tuple[tuple[str, Any, Any], ...] = ()
+    details: tuple[Detail, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What is carried of one model. None where a plan does not know the model.
+
+    Args:
+        before: share of its demand or instances, 0 to 1.
+        requests_before: requests a second that its instances were to get; None without a demand.
+    """
+
+    model: str
+    before: float | None
+    after: float | None
+    requests_before: float | None
+    requests_after: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class PlanDiff:
-    """All differences. ``refused`` and ``no_longer_refused`` hold (model, constraint, explanation)."""
+    """All differences. ``carried`` holds the models for which it differs."""
 
     changes: tuple[Change, ...]
-    refused: tuple[tuple[str, str, str], ...]
-    no_longer_refused: tuple[tuple[str, str, str], ...]
+    refused: tuple[Refusal, ...]
+    no_longer_refused: tuple[Refusal, ...]
+    carried: tuple[Carried, ...]
+    gpus_before: int
+    gpus_after: int
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing differs."""
-        return not (self.changes or self.refused or self.no_longer_refused)
+        return not (self.changes or self.refused or self.no_longer_refused or self.carried)
 
     def to_document(self) -> dict[str, Any]:
         """The differences as JSON has them."""
-        document: dict[str, Any] = {"added": [], "removed": [], "moved": [], "changed": []}
+        document: dict[str, Any] = {kind: [] for kind in KINDS}
         for change in self.changes:
             document[change.kind].append(
                 {
@@ -47,27 +83,33 @@ class PlanDiff:
                     "model": change.model,
                     "why": change.why,
                     "details": [
-                        {"what": what, "before": before, "after": after} for what, before, after in change.details
+                        {"what": one.what, "before": _plain(one.before), "after": _plain(one.after)}
+                        for one in change.details
                     ],
                 }
             )
         for name, refusals in (("refused", self.refused), ("no_longer_refused", self.no_longer_refused)):
             document[name] = [
-                {"model": model, "constraint": constraint, "explanation": explanation}
-                for model, constraint, explanation in refusals
+                {
+                    "model": one.model,
+                    "constraint": one.constraint,
+                    "explanation": one.explanation,
+                    "nearest_change": one.nearest_change,
+                }
+                for one in refusals
             ]
+        document["carried"] = [
+            {
+                "model": one.model,
+                "before": one.before,
+                "after": one.after,
+                "requests_per_s_before": one.requests_before,
+                "requests_per_s_after": one.requests_after,
+            }
+            for one in self.carried
+        ]
+        document["gpus_used"] = {"before": self.gpus_before, "after": self.gpus_after}
         return document
-
-    def to_lines(self) -> list[str]:
-        """The differences for a terminal."""
-        signs = {"added": "+", "removed": "-", "moved": ">", "changed": "~"}
-        lines = []
-        for change in self.changes:
-            lines.append(f"{signs[change.kind]} {change.id} {change.kind}: {change.why}")
-            lines += [f"    {what}: {_shown(before)} -> {_shown(after)}" for what, before, after in change.details]
-        lines += [f"! {model} refused ({constraint}): {why}" for model, constraint, why in self.refused]
-        lines += [f"  {model} no longer refused ({constraint})" for model, constraint, _ in self.no_longer_refused]
-        return lines or ["No difference."]
 
 
 def diff_plans(old: Plan, new: Plan) -> PlanDiff:
@@ -79,17 +121,18 @@ def diff_plans(old: Plan, new: Plan) -> PlanDiff:
     for identity in sorted(before.keys() | after.keys(), key=id_order):
         if identity not in before:
             one = after[identity]
-            changes.append(Change(identity, one.model, "added", _first_reason(one)))
+            changes.append(Change(identity, one.model, "added", _first_reason(one), (_place(None, one),)))
         elif identity not in after:
             changes.append(_removed(before[identity], new, causes))
         else:
             changes += _compared(before[identity], after[identity], causes)
-    refused_before = {(one.model, one.constraint, one.explanation) for one in old.refused}
-    refused_after = {(one.model, one.constraint, one.explanation) for one in new.refused}
     return PlanDiff(
         changes=tuple(changes),
-        refused=tuple(sorted(refused_after - refused_before)),
-        no_longer_refused=tuple(sorted(refused_before - refused_after)),
+        refused=_only_in(new.refused, old.refused),
+        no_longer_refused=_only_in(old.refused, new.refused),
+        carried=_carried(old, new),
+        gpus_before=old.summary.gpus_used,
+        gpus_after=new.summary.gpus_used,
     )
 
 
@@ -102,22 +145,24 @@ def _removed(one: Instance, new: Plan, causes: Mapping[str, str]) -> Change:
         why = f"fewer replicas of {one.model} are wanted"
     else:
         why = f"{one.model} is no longer wanted"
-    return Change(one.id, one.model, "removed", why)
+    return Change(one.id, one.model, "removed", why, (_place(one, None),))
 
 
 def _compared(old: Instance, new: Instance, causes: Mapping[str, str]) -> list[Change]:
-    details: list[tuple[str, Any, Any]] = []
-    if old.shards != new.shards:
-        details.append(("place", _places(old), _places(new)))
-    if old.port != new.port:
-        details.append(("port", old.port, new.port))
-    if old.engine != new.engine:
-        details.append(("engine", old.engine, new.engine))
+    details = [_place(old, new)] if old.shards != new.shards else []
+    for what in ("engine", "task", "port"):
+        left, right = getattr(old, what), getattr(new, what)
+        if left != right:
+            details.append(Detail(what, left, right))
+    if old.checkpoint != new.checkpoint:
+        details.append(Detail("checkpoint", _checkpoint(old), _checkpoint(new)))
     for prefix, left, right in (("", old.engine_args, new.engine_args), ("env ", old.env, new.env)):
         # A moved instance sees other GPUs, which its place says already.
         names = sorted((left.keys() | right.keys()) - {"CUDA_VISIBLE_DEVICES"})
         details += [
-            (f"{prefix}{name}", left.get(name), right.get(name)) for name in names if left.get(name) != right.get(name)
+            Detail(f"{prefix}{name}", left.get(name), right.get(name))
+            for name in names
+            if left.get(name) != right.get(name)
         ]
     if not details:
         return []
@@ -129,15 +174,44 @@ def _compared(old: Instance, new: Instance, causes: Mapping[str, str]) -> list[C
     return [Change(new.id, new.model, "changed", why, tuple(details))]
 
 
-def _places(one: Instance) -> list[str]:
-    return [f"{shard.host}: {', '.join(shard.gpus)}" for shard in one.shards]
+def _place(old: Instance | None, new: Instance | None) -> Detail:
+    return Detail("place", old.shards if old else None, new.shards if new else None)
+
+
+def _only_in(these: Iterable[Refusal], others: Iterable[Refusal]) -> tuple[Refusal, ...]:
+    known = {(one.model, one.constraint, one.explanation) for one in others}
+    missing = [one for one in these if (one.model, one.constraint, one.explanation) not in known]
+    return tuple(sorted(missing, key=lambda one: (one.model, one.constraint, one.explanation)))
+
+
+def _carried(old: Plan, new: Plan) -> tuple[Carried, ...]:
+    left, right = old.summary.carried, new.summary.carried
+    requests_before, requests_after = requests_per_s(old), requests_per_s(new)
+    found = [
+        Carried(model, left.get(model), right.get(model), requests_before.get(model), requests_after.get(model))
+        for model in sorted(left.keys() | right.keys())
+    ]
+    return tuple(one for one in found if (one.before, one.requests_before) != (one.after, one.requests_after))
+
+
+def requests_per_s(plan: Plan) -> dict[str, float]:
+    """Requests a second that the instances of a model are to get, of the models with a demand."""
+    found: dict[str, float] = {}
+    for one in plan.instances:
+        share = one.speed.get("requests_per_s")
+        if isinstance(share, int | float):
+            found[one.model] = found.get(one.model, 0.0) + share
+    return {model: round(total, 3) for model, total in found.items()}
+
+
+def _checkpoint(one: Instance) -> str | None:
+    return None if one.checkpoint is None else f"{one.checkpoint.name} {one.checkpoint.digest[:12]}"
 
 
 def _first_reason(one: Instance) -> str:
     return one.reasons[0] if one.reasons else "no reason is given"
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return "; ".join(str(item) for item in value)
-    return "not set" if value is None else str(value)
+def _plain(value: Any) -> Any:
+    """A place as one text for each host; everything else is JSON already."""
+    return [f"{shard.host}: {', '.join(shard.gpus)}" for shard in value] if isinstance(value, tuple) else value

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .plan_document import id_order
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from .plan_document import Instance, Move, Plan
 
@@ -52,6 +52,16 @@ def move_words(move: Move, gpu_indices: Mapping[str, int]) -> str:
     origin = ", ".join(f"{place.host} {_gpus(place.gpus, gpu_indices)}" for place in move.origin)
     to = ", ".join(f"{place.host} {_gpus(place.gpus, gpu_indices)}" for place in move.to)
     return f"{move.id}: {origin} -> {to or 'nowhere'} ({move.cause})"
+
+
+def short_uuids(uuids: Iterable[str]) -> dict[str, str]:
+    """The shortest starts, of at least 12 characters, by which UUIDs can be told apart."""
+    known = set(uuids)
+    longest = max(map(len, known), default=0)
+    for length in range(12, longest):
+        if len({uuid[:length] for uuid in known}) == len(known):
+            return {uuid: uuid[:length] for uuid in known}
+    return {uuid: uuid for uuid in known}
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
