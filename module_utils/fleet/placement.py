@@ -9,19 +9,20 @@ needed any more goes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .placement_board import Board, Tally
+from .placement_classes import Ask, FreeRoom
 from .placement_finder import Finder, fulfils
-from .placement_problem import TOLERANCE, Decision, Placed, Shortage
-from .placement_sizing import Ask, FreeRoom, choose
+from .placement_problem import Decision, Placed
+from .placement_sizing import choose
+from .placement_state import State, identity_order, last_first, urgency
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .placement_finder import Found
-    from .placement_problem import Cause, HostRoom, Shape, Standing, Wish
+    from .placement_problem import Cause, HostRoom, Standing, Wish
     from .placement_sizing import Chosen
 
 
@@ -53,24 +54,6 @@ def decide(
     return placing.decision()
 
 
-@dataclass(slots=True)
-class _State:
-    """One model while its replicas are placed.
-
-    Args:
-        leaving: running instances that left their place, with the cause; new replicas take over their names.
-        pins: positions of pins that no replica fulfils.
-        lonely: a replica found room only on the host that all others stand on.
-    """
-
-    wish: Wish
-    tally: Tally
-    standing: list[Standing]
-    leaving: list[tuple[Standing, Cause]] = field(default_factory=list)
-    pins: list[int] = field(default_factory=list)
-    lonely: bool = False
-
-
 class _Placing:
     """One run of the decision."""
 
@@ -84,8 +67,8 @@ class _Placing:
         for one in standing:
             by_model[one.model].append(one)
         self.order = [
-            _State(wish, Tally(wish), sorted(by_model[wish.model], key=_identity))
-            for wish in sorted(wishes, key=_urgency)
+            State(wish, Tally(wish), sorted(by_model[wish.model], key=identity_order))
+            for wish in sorted(wishes, key=urgency)
         ]
         self._by_model = {state.wish.model: state for state in self.order}
         self._reserved = frozenset((pin.host, uuid) for wish in wishes for pin in wish.pins for uuid in pin.gpus)
@@ -95,7 +78,7 @@ class _Placing:
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def keep(self, state: _State) -> None:
+    def keep(self, state: State) -> None:
         """Let stay what may stay and is needed."""
         wish = state.wish
         pins = wish.pins[: wish.count]
@@ -131,7 +114,7 @@ class _Placing:
             self._take(state, Placed(wish.model, one.host, one.gpus, one.shape, standing=one, pin=pinned_at))
         self.drop_spare(state)
 
-    def fill_pins(self, state: _State) -> None:
+    def fill_pins(self, state: State) -> None:
         """Fulfil the pins, with GPUs of lower priority where they are not free."""
         for position in list(state.pins):
             pin = state.wish.pins[position]
@@ -152,7 +135,7 @@ class _Placing:
                 shapes=state.wish.shapes,
             )
             for state in self.order
-            if _wants_more(state)
+            if state.wants_more
         ]
         if not asks:
             return
@@ -164,26 +147,26 @@ class _Placing:
         if not self._add_where_best(chosen):
             self._add_where_chosen(chosen)
 
-    def fill(self, state: _State) -> None:
+    def fill(self, state: State) -> None:
         """Place what is still missing one by one, with GPUs of lower priority where none are free."""
         if state.pins:
             self.fill_pins(state)
         finder = self._finder(state)
-        while _wants_more(state):
-            crowded = _crowded(state)
-            found = finder.anywhere(_by_use(state), crowded=crowded)
+        while state.wants_more:
+            crowded = state.crowded
+            found = finder.anywhere(state.shapes_by_use, crowded=crowded)
             if found is None and crowded is not None and state.wish.demand is not None and state.tally.carried < 1.0:
-                found = finder.anywhere(_by_use(state), crowded=None)
+                found = finder.anywhere(state.shapes_by_use, crowded=None)
             if found is None:
                 state.lonely = state.lonely or finder.lonely
                 break
             self._put(state, found)
             finder.sort_hosts()
 
-    def drop_spare(self, state: _State) -> bool:
+    def drop_spare(self, state: State) -> bool:
         """Let go what is not needed: the largest first, then the last. Returns whether anything was."""
         dropped = False
-        for place in sorted(state.tally.placed, key=_last_first):
+        for place in sorted(state.tally.placed, key=last_first):
             if state.tally.is_spare(place):
                 dropped = True
                 self._release(state, place)
@@ -199,7 +182,9 @@ class _Placing:
 
     def decision(self) -> Decision:
         """What has come of it."""
-        shortages = [shortage for state in self.order if (shortage := self._shortage(state)) is not None]
+        for state in self.order:
+            self._bring_back(state)
+        shortages = [shortage for state in self.order if (shortage := state.shortage()) is not None]
         return Decision(
             placed=tuple(sorted(self._board.placed(), key=lambda one: (one.model, one.host, one.gpus))),
             shortages=tuple(sorted(shortages, key=lambda one: one.model)),
@@ -212,13 +197,13 @@ class _Placing:
         """Put each replica on the host that suits its model best. When one finds no room, all are taken back."""
         finders: dict[str, Finder] = {}
         leaving = {state.wish.model: list(state.leaving) for state in self.order}
-        added: list[tuple[_State, Placed]] = []
+        added: list[tuple[State, Placed]] = []
         for one in chosen:
             state = self._by_model[one.model]
             finder = finders.get(one.model)
             if finder is None or not state.wish.spread:
                 finder = finders[one.model] = self._finder(state)
-            crowded = _crowded(state)
+            crowded = state.crowded
             shapes = (one.shape,)
             found = finder.same_place(state.leaving, shapes) or finder.free_place(shapes, crowded=crowded)
             if found is None and crowded is not None:
@@ -240,7 +225,7 @@ class _Placing:
         """Put each replica on the host that the integer program gave it."""
         for one in chosen:
             state = self._by_model[one.model]
-            if state.wish.demand is None and _crowded(state) == one.host:
+            if state.wish.demand is None and state.crowded == one.host:
                 continue
             found = self._finder(state).on_host(one.host, (one.shape,))
             if found is not None:
@@ -257,10 +242,10 @@ class _Placing:
             rooms.append(FreeRoom(name, free, frozenset((low, high) for low, high in failed)))
         return rooms
 
-    def _finder(self, state: _State) -> Finder:
+    def _finder(self, state: State) -> Finder:
         return Finder(self._board, state.tally, self._reserved, self._priorities)
 
-    def _put(self, state: _State, found: Found, *, pin: int | None = None) -> Placed:
+    def _put(self, state: State, found: Found, *, pin: int | None = None) -> Placed:
         """Give a replica its place, and what held it none."""
         host, shape, uuids = found
         victims = {holder for uuid in uuids if (holder := self._board.holder(host, uuid)) is not None}
@@ -269,98 +254,25 @@ class _Placing:
             self._release(owner, victim, cause="priority")
             if victim.pin is not None:
                 owner.pins.append(victim.pin)
-        standing, cause = self._name_for(state, host, uuids)
+        standing, cause = state.name_for(host, uuids)
         place = Placed(state.wish.model, host, uuids, shape, standing=standing, cause=cause, pin=pin)
         self._take(state, place)
         return place
 
-    def _name_for(self, state: _State, host: str, uuids: Sequence[str]) -> tuple[Standing | None, Cause | None]:
-        """The running instance that a new replica is: one that stood just there, else the first that left."""
-        for entry in state.leaving:
-            now, cause = entry
-            if cause == "optimize" and (now.host, now.gpus) == (host, uuids):
-                state.leaving.remove(entry)
-                return now, None
-        return state.leaving.pop(0) if state.leaving else (None, None)
-
-    def _take(self, state: _State, place: Placed) -> None:
+    def _take(self, state: State, place: Placed) -> None:
         self._board.take(place)
         state.tally.add(place)
 
-    def _release(self, state: _State, place: Placed, cause: Cause | None = None) -> None:
+    def _release(self, state: State, place: Placed, cause: Cause | None = None) -> None:
         self._board.release(place)
         state.tally.remove(place)
         if place.standing is not None and (cause or place.cause):
             state.leaving.append((place.standing, cause or place.cause or "demand"))
 
-    def _shortage(self, state: _State) -> Shortage | None:
-        tally = state.tally
+    def _bring_back(self, state: State) -> None:
+        """Two replicas on one host are better than one."""
         for entry in list(state.leaving):
             now, cause = entry
-            # Two replicas on one host are better than one.
-            if cause == "availability" and not tally.complete and self._board.are_free(now.host, now.gpus):
+            if cause == "availability" and not state.tally.complete and self._board.are_free(now.host, now.gpus):
                 state.leaving.remove(entry)
                 self._take(state, Placed(now.model, now.host, now.gpus, now.shape, standing=now))
-        if tally.complete and not state.pins:
-            return None
-        missing = max(tally.missing, len(state.pins))
-        left = state.leaving if state.wish.demand is not None else state.leaving[: max(missing, 0)]
-        lonely = tally.carried_without_a_host < 1.0 and (state.lonely or (not missing and tally.carried >= 1.0))
-        return Shortage(
-            model=state.wish.model,
-            missing=missing or int(state.wish.demand is None),
-            pin=state.pins[0] if state.pins else None,
-            min_hosts=lonely,
-            left=tuple(left),
-            carried=tally.carried,
-            at_most=state.wish.most is not None and not missing and len(tally.placed) >= state.wish.most,
-        )
-
-
-def _identity(one: Standing) -> tuple[object, ...]:
-    model, _, number = one.id.rpartition("-")
-    return (model, int(number)) if number.isdigit() else (one.id, 0)
-
-
-def _last_first(place: Placed) -> tuple[object, ...]:
-    digits = place.standing.id.rpartition("-")[2] if place.standing is not None else ""
-    number = int(digits) if digits.isdigit() else 0
-    return (-len(place.gpus), place.standing is not None, -number, place.host, place.gpus)
-
-
-def _urgency(wish: Wish) -> tuple[object, ...]:
-    """Who chooses first: priority, then those with the least choice, then the largest."""
-    pins_gpus = any(pin.gpus for pin in wish.pins)
-    largest = max((shape.gpus for shape in wish.shapes), default=0)
-    return (-wish.priority, not pins_gpus, not wish.pins, len(wish.hosts), -largest, wish.model)
-
-
-def _wants_more(state: _State) -> bool:
-    """Whether a replica without a pin is still needed and allowed."""
-    wish, tally = state.wish, state.tally
-    if wish.most is not None and len(tally.placed) + len(state.pins) >= max(wish.most, wish.count):
-        return False
-    if tally.missing > len(state.pins):
-        return True
-    return wish.demand is not None and (tally.carried < 1.0 or tally.carried_without_a_host < 1.0)
-
-
-def _crowded(state: _State) -> str | None:
-    """The host that carries most, when more has to be left without it."""
-    return state.tally.heaviest if state.tally.carried_without_a_host < 1.0 else None
-
-
-def _by_use(state: _State) -> tuple[Shape, ...]:
-    """The shapes, the most useful for what is still missing first: the smallest that suffices, else the most a GPU."""
-    wish, tally = state.wish, state.tally
-    if wish.demand is None:
-        return wish.shapes
-    missing = max(wish.required * (1.0 - tally.carried), wish.demand * (1.0 - tally.carried_without_a_host))
-    if missing <= 0.0:
-        return tuple(sorted(wish.shapes, key=lambda shape: shape.gpus))
-    useful = [shape for shape in wish.shapes if wish.amount(shape) > 0.0]
-    enough = [shape for shape in useful if wish.amount(shape) >= missing * (1.0 - TOLERANCE)]
-    rest = sorted(
-        (shape for shape in useful if shape not in enough), key=lambda shape: -wish.amount(shape) / shape.gpus
-    )
-    return (*sorted(enough, key=lambda shape: shape.gpus), *rest)

@@ -9,7 +9,7 @@ from .configurations import ON_LOAD, Configuration, Configurations
 from .fleet_view import FleetView
 from .placement import decide
 from .placement_problem import TOLERANCE
-from .placement_sizing import fewest_gpus
+from .placement_bound import fewest_gpus
 from .plan_document import Candidate, Move, Place, Plan, Summary, id_order
 from .plan_instances import plan_instances
 from .refusals import short_of_room

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .placement_sizing import fewest_gpus
+from .placement_bound import fewest_gpus
 from .plan_document import Refusal
 from .remedies import remedies
 
