@@ -61,6 +61,14 @@ options:
     description: The kept result of the link test.
     type: path
     default: /var/lib/l40s-fleet/link_test.json
+  models_dir:
+    description: Holds the checkpoints.
+    type: path
+    default: /var/lib/l40s-fleet/models
+  quarantine_path:
+    description: The GPUs that were set aside on this host.
+    type: path
+    default: /var/lib/l40s-fleet/quarantine.json
 attributes:
   check_mode:
     description: The module changes nothing, so check mode makes no difference.
@@ -155,15 +163,25 @@ host:
       description:
         - One entry for each pair of GPUs. C(path) is null where it is unknown.
         - C(p2p) is C(untested) unless a link test of this driver and topology was kept.
-        - C(p2p_reported) is what the driver claims.
+        - C(p2p_reported) is what the driver claims, C(p2p_failure) why the test failed.
       type: list
       elements: dict
       returned: success
       sample:
-        - {a: GPU-a, b: GPU-b, path: PIX, p2p: untested, bytes_per_s: null, p2p_reported: true}
+        - {a: GPU-a, b: GPU-b, path: PIX, p2p: untested, bytes_per_s: null, p2p_failure: null, p2p_reported: true}
     topology_key:
       description: Changes with the driver, a GPU or the way between two of them. A link test is kept under it.
       type: str
+      returned: success
+    link_test:
+      description: How the kept link test of this driver and topology was made; null without one.
+      type: dict
+      returned: success
+      sample: {backend: nccl, engine: "0.33.0", driver_version: 580.95.05}
+    checkpoints_partial:
+      description: Checkpoints that are there in part, and why.
+      type: list
+      elements: dict
       returned: success
     all_reduce:
       description: The all-reduce curve of the kept link test; empty without one.
@@ -264,6 +282,8 @@ def main() -> None:
             "engines_dir": {"type": "path", "default": "/opt/vllm"},
             "applied_path": {"type": "path", "default": "/var/lib/l40s-fleet/applied.json"},
             "link_test_path": {"type": "path", "default": "/var/lib/l40s-fleet/link_test.json"},
+            "models_dir": {"type": "path", "default": "/var/lib/l40s-fleet/models"},
+            "quarantine_path": {"type": "path", "default": "/var/lib/l40s-fleet/quarantine.json"},
         },
         supports_check_mode=True,
     )
@@ -277,6 +297,8 @@ def main() -> None:
             engines=Path(given["engines_dir"]),
             applied=Path(given["applied_path"]),
             link_test=Path(given["link_test_path"]),
+            models=Path(given["models_dir"]),
+            quarantine=Path(given["quarantine_path"]),
         ),
         nvml_library=given["nvml_library"],
         nvml_timeout_s=given["nvml_timeout"],

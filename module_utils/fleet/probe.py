@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .probe_checkpoints import read_partial_checkpoints
 from .probe_gpu_checks import GPU_CHECKS, GpuView, unattributed_bytes
 from .probe_host import (
     Paths,
     read_applied,
+    read_boot_id,
     read_disk,
     read_engines,
     read_kernel,
@@ -22,10 +24,11 @@ from .probe_host import (
 from .probe_host_checks import HOST_CHECKS, HostView
 from .probe_instances import instance_of_unit, read_records, read_units, run_command, unit_of_process
 from .probe_kernel_log import read_kernel_log
-from .probe_links import apply_link_test, links_from_pci, read_links, topology_key
+from .probe_links import apply_link_test, link_test_part, links_from_pci, read_links, topology_key
 from .probe_nvml import GpuReading, read_nvml
 from .probe_pci import ABSENT, PciGpu, scan_gpus
 from .probe_verdict import health
+from .quarantine_state import Quarantine, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,7 +81,8 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
     if any(gpu.redirecting_bridges is None for gpu in pci):
         unseen.append("acs: the configuration space of the bridges above the GPUs could not be read (it needs root)")
 
-    views, processes = _gpu_views(reading, pci, log, paths)
+    quarantine, quarantine_error = _read_quarantine(paths.quarantine, unseen)
+    views, processes = _gpu_views(reading, pci, log, quarantine, paths)
     uuids = [_uuid(view) for view in views]
     links = read_links(uuids, reading.pairs) if reading.failure is None else links_from_pci(uuids, pci)
     key = topology_key(reading.driver_version, links)
@@ -87,6 +91,7 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
     records = read_records(paths.instances, unseen)
     units = read_units([record["id"] for record in records], unseen, run)
     instances = [_with_unit(record, units.pop(record["id"], None)) for record in records]
+    partial = read_partial_checkpoints(paths.models, records, unseen)
     orphans = {identifier: unit for identifier, unit in units.items() if unit.state not in _AT_REST}
 
     memory_total_bytes, memory_available_bytes = read_memory(paths.procfs)
@@ -106,6 +111,8 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
         instances=instances,
         orphans=orphans,
         applied_error=applied_error,
+        partial_checkpoints=partial,
+        quarantine_error=quarantine_error,
     )
     return {
         "hostname": os.uname().nodename,
@@ -123,13 +130,17 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
         "gpus": [_gpu(view, uuid, used) for view, uuid, used in zip(views, uuids, processes, strict=True)],
         "links": links,
         "topology_key": key,
-        "all_reduce": link_test["all_reduce"] if link_test is not None and "all_reduce" in link_test else [],
+        **link_test_part(link_test),
         "numa_nodes": read_numa_nodes(paths.sysfs),
         "memory_total_bytes": memory_total_bytes,
         "memory_available_bytes": memory_available_bytes,
         "shm_bytes": shm_bytes,
         "disk": disk,
         "engines": {"vllm": read_engines(paths.engines)},
+        "checkpoints_partial": [
+            {"path": one.path, "held_bytes": one.held_bytes, "why": one.why, "instances": list(one.instances)}
+            for one in partial
+        ],
         "instances": instances,
         "orphan_units": [
             {"id": identifier, "unit_state": unit.state, "main_pid": unit.main_pid}
@@ -142,10 +153,13 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
 
 
 def _gpu_views(
-    reading: NvmlReading, pci: tuple[PciGpu, ...], log: KernelLog, paths: Paths
+    reading: NvmlReading, pci: tuple[PciGpu, ...], log: KernelLog, quarantine: Quarantine, paths: Paths
 ) -> tuple[list[GpuView], list[list[dict[str, Any]]]]:
     """Return what is known of every GPU, NVML's first and in NVML's order, and the processes on each."""
     numa_nodes = read_numa_nodes(paths.sysfs)
+    boot_id = read_boot_id(paths.procfs)
+    # What was looked at when a quarantine was lifted counts no more.
+    xids = None if log.xids is None else [xid for xid in log.xids if not quarantine.is_acknowledged(xid, boot_id)]
     views, processes = [], []
     for position, (gpu, device) in enumerate(_matched(reading, pci)):
         used = _processes(gpu, paths.procfs)
@@ -159,7 +173,8 @@ def _gpu_views(
                 pci=device,
                 nvml_answers=reading.failure is None,
                 counted=position < len(reading.gpus),
-                xids=None if log.xids is None else tuple(xid for xid in log.xids if xid.pci_bus_id == bus_id),
+                xids=None if xids is None else tuple(xid for xid in xids if xid.pci_bus_id == bus_id),
+                quarantine=quarantine.mark_of(bus_id, gpu.uuid),
                 foreign_bytes=sum(process["used_bytes"] or 0 for process in foreign)
                 + unattributed_bytes(gpu.memory_used_bytes, attributed_bytes),
                 foreign_pids=tuple(process["pid"] for process in foreign),
@@ -168,6 +183,17 @@ def _gpu_views(
         )
         processes.append(used)
     return views, processes
+
+
+def _read_quarantine(path: Path, unseen: list[str]) -> tuple[Quarantine, str | None]:
+    """Return the quarantine, an empty one where it cannot be read, and what is wrong with its file."""
+    try:
+        return read_state(path), None
+    except PermissionError:
+        unseen.append(f"quarantine: {path}: permission denied")
+        return Quarantine(), None
+    except (OSError, ValueError) as error:
+        return Quarantine(), f"{path}: {error}"
 
 
 def _matched(reading: NvmlReading, pci: tuple[PciGpu, ...]) -> list[tuple[GpuReading, PciGpu]]:

@@ -5,24 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .probe_kernel_log import FATAL_XIDS, REMAP_XID
 from .probe_pci import ABSENT, PciGpu
 from .probe_verdict import Check, Verdict, blocked, degraded, ok, unknown
 
 if TYPE_CHECKING:
     from .probe_kernel_log import Xid
     from .probe_nvml import GpuReading
+    from .quarantine_state import Mark
 
 _MIB = 1 << 20
-
-# Xids after which a GPU must not be used, by NVIDIA's Xid catalogue. 63 records a row to be remapped at the next reset.
-_BLOCKING_XIDS = {
-    48: "an uncorrectable memory error",
-    64: "a memory row that could not be remapped",
-    79: "the GPU has fallen off the bus",
-    119: "the GPU's system processor did not answer",
-    120: "the GPU's system processor reported an error",
-}
-_REMAP_XID = 63
 
 # Replays repair bit errors of the link and are rare on a sound one; NVIDIA publishes no limit. Above this many since
 # the driver was loaded the link deserves a look.
@@ -58,6 +50,7 @@ class GpuView:
         foreign_bytes: memory of those that belong to no instance of the fleet, and what no process accounts for.
         foreign_pids: their process ids.
         numa_nodes: of the host.
+        quarantine: why the watch set this GPU aside; None when it did not.
     """
 
     bus_id: str
@@ -70,6 +63,7 @@ class GpuView:
     foreign_bytes: int = 0
     foreign_pids: tuple[int, ...] = ()
     numa_nodes: int = 1
+    quarantine: Mark | None = None
 
     def why(self, field: str) -> Verdict:
         """Return the verdict for a field that was not read."""
@@ -163,15 +157,15 @@ def _kernel_driver(gpu: GpuView) -> Verdict:
 def _xid(gpu: GpuView) -> Verdict:
     if gpu.xids is None:
         return unknown("the kernel log could not be read", "run the probe as root")
-    fatal = [xid for xid in gpu.xids if xid.number in _BLOCKING_XIDS]
+    fatal = [xid for xid in gpu.xids if xid.number in FATAL_XIDS]
     if fatal:
         last = fatal[-1]
         return blocked(
-            f"Xid {last.number} in this boot's kernel log: {_BLOCKING_XIDS[last.number]} ({last.text})",
+            f"Xid {last.number} in this boot's kernel log: {FATAL_XIDS[last.number]} ({last.text})",
             f"drain the host and reboot it, or reset the GPU (nvidia-smi --gpu-reset -i {gpu.bus_id}); replace the "
             "card if it comes back",
         )
-    if any(xid.number == _REMAP_XID for xid in gpu.xids):
+    if any(xid.number == REMAP_XID for xid in gpu.xids):
         if gpu.nvml.remapped_pending == 0:
             return ok("Xid 63: a memory row was remapped, and the reset that it needed is done")
         return degraded(
@@ -180,6 +174,16 @@ def _xid(gpu: GpuView) -> Verdict:
         )
     others = sorted({xid.number for xid in gpu.xids})
     return ok(f"Xids of applications only: {', '.join(map(str, others))}" if others else "none in this boot")
+
+
+def _quarantine(gpu: GpuView) -> Verdict:
+    if gpu.quarantine is None:
+        return ok("none")
+    return blocked(
+        f"in quarantine since {gpu.quarantine.marked_at}: {gpu.quarantine.reason}",
+        f"drain the host, reset the GPU (nvidia-smi --gpu-reset -i {gpu.bus_id}) or replace the card, then lift it: "
+        f"ansible-playbook playbooks/clear_quarantine.yml --limit HOST -e quarantine_gpu={gpu.bus_id}",
+    )
 
 
 def _remapped_rows(gpu: GpuView) -> Verdict:
@@ -361,6 +365,7 @@ GPU_CHECKS: tuple[Check[GpuView], ...] = (
     Check("answers", _answers),
     Check("kernel_driver", _kernel_driver),
     Check("xid", _xid),
+    Check("quarantine", _quarantine),
     Check("remapped_rows", _remapped_rows),
     Check("ecc_errors", _ecc_errors),
     Check("ecc_mode", _ecc_mode),

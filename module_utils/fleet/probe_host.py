@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .quarantine_state import STATE_PATH
+
 # The variable that the firmware keeps the Secure Boot state in: four bytes of attributes, then 1 or 0.
 _SECURE_BOOT = "firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
 
@@ -24,6 +26,8 @@ class Paths:
         applied: the plan that was applied last.
         link_test: the kept result of the link test.
         kernel_log: ``/dev/kmsg`` or a text file.
+        quarantine: the GPUs that were set aside.
+        models: the checkpoints, one directory each.
     """
 
     sysfs: Path = Path("/sys")
@@ -34,6 +38,8 @@ class Paths:
     applied: Path = Path("/var/lib/l40s-fleet/applied.json")
     link_test: Path = Path("/var/lib/l40s-fleet/link_test.json")
     kernel_log: Path = Path("/dev/kmsg")
+    quarantine: Path = STATE_PATH
+    models: Path = Path("/var/lib/l40s-fleet/models")
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,11 @@ def read_kernel(paths: Paths) -> Kernel:
         secure_boot=_secure_boot(paths.sysfs / _SECURE_BOOT),
         taint=int(taint) if taint is not None and taint.isdigit() else None,
     )
+
+
+def read_boot_id(procfs: Path) -> str:
+    """Return the kernel's id of this boot; empty when it cannot be read."""
+    return _text(procfs / "sys/kernel/random/boot_id") or ""
 
 
 def read_memory(procfs: Path) -> tuple[int | None, int | None]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .probe_verdict import Check, Verdict, blocked, degraded, ok, unknown
 
 if TYPE_CHECKING:
+    from .probe_checkpoints import PartialCheckpoint
     from .probe_host import Kernel
     from .probe_instances import UnitState
     from .probe_nvml import NvmlReading
@@ -37,6 +38,8 @@ class HostView:
         required_cuda_driver_version: what the engine needs, as NVML counts (13000); 0 when nothing was asked for.
         gpus_expected: False for a host such as a gateway.
         applied_error: what is wrong with the applied plan's file; None when nothing is.
+        partial_checkpoints: checkpoints that are there in part.
+        quarantine_error: what is wrong with the file that holds the quarantine; None when nothing is.
         orphans: units of engines that run or failed without an instance record, by instance id.
     """
 
@@ -51,6 +54,8 @@ class HostView:
     instances: list[dict[str, Any]]
     orphans: dict[str, UnitState]
     applied_error: str | None
+    partial_checkpoints: list[PartialCheckpoint] = field(default_factory=list)
+    quarantine_error: str | None = None
 
 
 def _nvml(host: HostView) -> Verdict:
@@ -258,6 +263,29 @@ def _applied_plan(host: HostView) -> Verdict:
     return ok("readable or not there yet")
 
 
+def _checkpoints(host: HostView) -> Verdict:
+    partial = host.partial_checkpoints
+    if not partial:
+        return ok("none is there in part")
+    shown = [
+        f"{one.path}: {one.why}, {one.held_bytes / _GIB:.1f} GiB on disk"
+        + (f", wanted by {', '.join(one.instances)}" if one.instances else "")
+        for one in partial
+    ]
+    return degraded(
+        "; ".join(shown), "run site.yml again (playbooks/models.yml): it finishes them, or removes what nobody wants"
+    )
+
+
+def _quarantine(host: HostView) -> Verdict:
+    if host.quarantine_error is not None:
+        return degraded(
+            f"cannot be read, so that marks may be missed: {host.quarantine_error}",
+            "read the journal of l40s-fleet-quarantine.service; remove the file when no GPU is to be set aside",
+        )
+    return ok("readable or not there yet")
+
+
 HOST_CHECKS: tuple[Check[HostView], ...] = (
     Check("nvml", _nvml),
     Check("driver_versions", _driver_versions),
@@ -276,6 +304,8 @@ HOST_CHECKS: tuple[Check[HostView], ...] = (
     Check("instance_records", _instance_records),
     Check("orphan_units", _orphan_units),
     Check("applied_plan", _applied_plan),
+    Check("checkpoints", _checkpoints),
+    Check("quarantine_file", _quarantine),
 )
 
 

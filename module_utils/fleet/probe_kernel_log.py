@@ -17,7 +17,19 @@ if TYPE_CHECKING:
 # "NVRM: Xid (PCI:0000:3b:00): 79, pid=..., GPU has fallen off the bus."; old drivers leave out "PCI:", new ones may add
 # the function. The text after the number is the driver's own and differs between releases.
 _XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:]+)(?:\.[0-7])?\): (\d+)(?:, (.*))?")
+# A record of /dev/kmsg: "priority,sequence,microseconds,flags;text"; the sequence counts from 0 at every boot.
+_RECORD = re.compile(r"\d+,(\d+),\d+,")
 _RECORD_BYTES = 8192
+
+# Xids after which a GPU must not be used, by NVIDIA's Xid catalogue. 63 records a row to be remapped at the next reset.
+FATAL_XIDS = {
+    48: "an uncorrectable memory error",
+    64: "a memory row that could not be remapped",
+    79: "the GPU has fallen off the bus",
+    119: "the GPU's system processor did not answer",
+    120: "the GPU's system processor reported an error",
+}
+REMAP_XID = 63
 
 
 @dataclass(frozen=True)
@@ -28,11 +40,13 @@ class Xid:
         pci_bus_id: the GPU, as ``0000:3b:00.0``.
         number: NVIDIA's Xid number.
         text: what the driver wrote after it.
+        sequence: number of its record in this boot; of its line in a log without record numbers.
     """
 
     pci_bus_id: str
     number: int
     text: str
+    sequence: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,9 +86,15 @@ def read_kernel_log(path: Path) -> KernelLog:
 def find_xids(text: str) -> tuple[Xid, ...]:
     """Return the Xid lines of a kernel log in their order."""
     found = []
-    for bus_id, number, words in _XID.findall(text):
+    for position, line in enumerate(text.splitlines()):
+        match = _XID.search(line)
+        if match is None:
+            continue
+        bus_id, number, words = match.groups()
+        record = _RECORD.match(line)
+        sequence = int(record.group(1)) if record else position
         # The log leaves the function out; a GPU is function 0.
-        found.append(Xid(normalized_bus_id(f"{bus_id}.0"), int(number), words.strip()))
+        found.append(Xid(normalized_bus_id(f"{bus_id}.0"), int(number), (words or "").strip(), sequence))
     return tuple(found)
 
 
@@ -99,7 +119,7 @@ def _device_text(descriptor: int) -> str:
 
 def _overwritten(text: str) -> str:
     """Say so when the ring buffer no longer holds the beginning of the boot (records count from 0)."""
-    first = re.match(r"\d+,(\d+),\d+,", text)
+    first = _RECORD.match(text)
     if first is None or int(first.group(1)) == 0:
         return ""
     return f"kernel log: {int(first.group(1))} older records of this boot were overwritten"

@@ -44,14 +44,21 @@ def topology_key(driver_version: str | None, links: Sequence[dict[str, Any]]) ->
 def apply_link_test(links: list[dict[str, Any]], path: Path, key: str, unseen: list[str]) -> dict[str, Any] | None:
     """Enter a kept link test into the links and return it; None when there is none for this driver and topology.
 
-    The file holds ``{"schema": 1, "key": KEY, "pairs": [{"a", "b", "p2p": "verified"|"failed", "bytes_per_s"}],
-    "all_reduce": [...]}``.
+    The file is what ``link_result`` writes: ``{"schema": 1, "key": KEY, "backend", "engine", "pairs": [{"a", "b",
+    "p2p": "verified"|"failed", "bytes_per_s", "reason"}], "all_reduce": [{"gpus", "bytes", "seconds"}]}``.
     """
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["schema"] != 1 or kept["key"] != key:
             return None
-        tested = {frozenset((pair["a"], pair["b"])): (pair["p2p"], pair["bytes_per_s"]) for pair in kept["pairs"]}
+        tested = {
+            frozenset((pair["a"], pair["b"])): {
+                "p2p": pair["p2p"],
+                "bytes_per_s": pair["bytes_per_s"],
+                "p2p_failure": pair.get("reason") or None,
+            }
+            for pair in kept["pairs"]
+        }
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -60,8 +67,18 @@ def apply_link_test(links: list[dict[str, Any]], path: Path, key: str, unseen: l
     for link in links:
         ends = frozenset((link["a"], link["b"]))
         if ends in tested:
-            link["p2p"], link["bytes_per_s"] = tested[ends]
+            link.update(tested[ends])
     return dict(kept)
+
+
+def link_test_part(kept: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what the host document says of a kept link test beside the links: how it was made, and the curve."""
+    if kept is None:
+        return {"link_test": None, "all_reduce": []}
+    return {
+        "link_test": {name: kept.get(name) for name in ("backend", "engine", "driver_version")},
+        "all_reduce": kept.get("all_reduce") or [],
+    }
 
 
 def _link(a: str, b: str, path: str | None, p2p_reported: bool | None) -> dict[str, Any]:
@@ -71,5 +88,6 @@ def _link(a: str, b: str, path: str | None, p2p_reported: bool | None) -> dict[s
         "path": path,
         "p2p": "untested",
         "bytes_per_s": None,
+        "p2p_failure": None,
         "p2p_reported": p2p_reported,
     }

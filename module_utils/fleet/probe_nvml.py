@@ -72,6 +72,7 @@ class GpuReading:
     ecc_mode: int | None = None
     ecc_mode_pending: int | None = None
     ecc_uncorrected_count: int | None = None
+    remapped_correctable: int | None = None
     remapped_uncorrectable: int | None = None
     remapped_pending: int | None = None
     remapped_failed: int | None = None
@@ -317,8 +318,8 @@ _READERS: tuple[tuple[tuple[str, ...], Callable[[Any, Any], Any]], ...] = (
         ),
     ),
     (
-        ("remapped_uncorrectable", "remapped_pending", "remapped_failed"),
-        lambda nvml, gpu: nvml.nvmlDeviceGetRemappedRows(gpu)[1:],
+        ("remapped_correctable", "remapped_uncorrectable", "remapped_pending", "remapped_failed"),
+        lambda nvml, gpu: nvml.nvmlDeviceGetRemappedRows(gpu),
     ),
     (("processes",), _processes),
 )

@@ -28,8 +28,10 @@ GPUS = gpus_of(HOST)
 # The library shows the real processes of a UUID, and the lab may run beside the tests: these UUIDs are theirs alone.
 UUIDS = [f"GPU-{uuid.uuid4()}" for _ in GPUS]
 RELEASE = "6.1.0-40-amd64"
+BOOT_ID = "5c1c0fd2-0b6e-4a39-8f2b-2d3c1a7d9e10"
 
 __all__ = [
+    "BOOT_ID",
     "CHECKOUT",
     "CUDA_DRIVER_VERSION",
     "DRIVER_VERSION",
@@ -70,6 +72,7 @@ class Node:
         self.write("proc/sys/kernel/osrelease", RELEASE)
         self.write("proc/sys/kernel/tainted", "12289")
         self.write("proc/meminfo", "MemTotal:       263792084 kB\nMemAvailable:   250000000 kB")
+        self.write("proc/sys/kernel/random/boot_id", BOOT_ID)
         self.write("proc/cmdline", "root=/dev/vda1 ro")
         self.write("root/etc/os-release", 'ID=debian\nVERSION_ID="12"')
         self.write("root/dev/shm/keep", "")
@@ -86,6 +89,8 @@ class Node:
             applied=self.directory / "applied.json",
             link_test=self.directory / "link_test.json",
             kernel_log=self.directory / "log",
+            models=self.directory / "models",
+            quarantine=self.directory / "quarantine.json",
         )
 
     def write(self, path: str, content: str) -> Path:

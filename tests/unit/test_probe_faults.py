@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from probe_node import CUDA_DRIVER_VERSION, DRIVER_VERSION, GPUS, RELEASE, Node, check
+from probe_node import BOOT_ID, CUDA_DRIVER_VERSION, DRIVER_VERSION, GPUS, RELEASE, Node, check
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,21 @@ def bound_to(driver: str) -> Callable[[Node], object]:
     return fault
 
 
+def quarantine(node: Node, **parts: object) -> None:
+    empty: dict[str, object] = {"schema": 1, "gpus": {}, "known": {}, "acknowledged": {}}
+    node.write("quarantine.json", json.dumps(empty | parts))
+
+
+def set_aside(node: Node) -> None:
+    mark = {"uuid": None, "reason": "Xid 79: the GPU has fallen off the bus", "marked_at": "2026-11-24T12:00:00Z"}
+    quarantine(node, gpus={BUS_ID: mark})
+
+
+def xid_before_clear(node: Node) -> None:
+    node.log(f"NVRM: Xid (PCI:{BUS_ID[:-2]}): 79, GPU has fallen off the bus.")
+    quarantine(node, acknowledged={BUS_ID: {"boot_id": BOOT_ID, "sequence": 1}})
+
+
 def remapped_and_reset(node: Node) -> None:
     node.log(f"NVRM: Xid (PCI:{BUS_ID[:-2]}): 63, Row Remapper: New row marked for remapping")
     node.gpu(VICTIM, "remapped_rows_uncorrected = 1")
@@ -80,6 +96,10 @@ GPU_FAULTS = [
     Fault("xid", xid(120, "GSP task exception"), "blocked", "Xid 120", "drain"),
     Fault("xid", xid(63, "Row Remapper: New row"), "ok", "reset that it needed is done", ""),
     Fault("xid", xid(31, "pid=4711, name=python, Ch 00000008"), "ok", "31", ""),
+    Fault("xid", xid_before_clear, "ok", "none in this boot", ""),
+    Fault(
+        "quarantine", set_aside, "blocked", "in quarantine since 2026-11-24T12:00:00Z: Xid 79", "clear_quarantine.yml"
+    ),
     Fault("remapped_rows", nvml("remapped_rows_pending = 1"), "blocked", "waits for a reset", "--gpu-reset"),
     Fault("remapped_rows", nvml("remapped_rows_failure = 1"), "blocked", "could not be remapped", "replace the card"),
     Fault("remapped_rows", remapped_and_reset, "ok", "1 rows remapped", ""),
@@ -181,6 +201,11 @@ def not_blacklisted(node: Node) -> None:
     node.remove("root/etc/modprobe.d/nvidia.conf")
 
 
+def runs_what_is_gone(node: Node) -> None:
+    path = f"{node.paths.models}/llama-3-8b-0123456789ab"
+    node.instance("chat-0", {"id": "chat-0", "engine_args": {"model": path}})
+
+
 HOST_FAULTS = [
     Fault(
         "nvml", lambda node: node.machine("fail.nvmlInit = DRIVER_NOT_LOADED"), "blocked", "Driver Not Loaded", "reboot"
@@ -256,6 +281,37 @@ HOST_FAULTS = [
         "degraded",
         "applied.json",
         "site.yml",
+    ),
+    Fault(
+        "checkpoints",
+        lambda node: node.write("models/.staging-llama-3-8b-0123456789ab/model-00001.safetensors", "half"),
+        "degraded",
+        ".staging-llama-3-8b-0123456789ab: a copy of it was not finished",
+        "playbooks/models.yml",
+    ),
+    Fault(
+        "checkpoints",
+        lambda node: node.write("models/llama-3-8b-0123456789ab/model-00001.safetensors.incomplete", "half"),
+        "degraded",
+        "model-00001.safetensors.incomplete was not finished",
+        "playbooks/models.yml",
+    ),
+    Fault(
+        "checkpoints",
+        lambda node: node.write("models/llama-3-8b-0123456789ab/model.safetensors", "whole, as far as we know"),
+        "degraded",
+        "it was never verified",
+        "playbooks/models.yml",
+    ),
+    Fault(
+        "checkpoints", runs_what_is_gone, "degraded", "it is not there, 0.0 GiB on disk, wanted by chat-0", "site.yml"
+    ),
+    Fault(
+        "quarantine_file",
+        lambda node: node.write("quarantine.json", '{"schema": 1}'),
+        "degraded",
+        "quarantine.json: not a quarantine",
+        "l40s-fleet-quarantine.service",
     ),
 ]
 

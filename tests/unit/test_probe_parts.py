@@ -55,7 +55,7 @@ def test_a_log_whose_beginning_was_overwritten_says_so(tmp_path: Path) -> None:
     log = tmp_path / "kmsg"
     log.write_text("6,2741,99,-;NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.\n")
     read = read_kernel_log(log)
-    assert read.xids == (Xid("0000:3b:00.0", 79, "GPU has fallen off the bus."),)
+    assert read.xids == (Xid("0000:3b:00.0", 79, "GPU has fallen off the bus.", 2741),)
     assert "2741 older records" in read.unseen
 
 
