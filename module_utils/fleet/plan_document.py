@@ -137,13 +137,20 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The decision about the whole fleet."""
+    """The decision about the whole fleet.
+
+    Args:
+        models: by name, what the plan was asked for: ``facts`` (``model_document``), ``demand`` and ``objectives``.
+        instance_gpus: the instances on each kind of GPU, by the kind's name.
+    """
 
     instances: tuple[Instance, ...] = ()
     refused: tuple[Refusal, ...] = ()
     moves: tuple[Move, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     summary: Summary = field(default_factory=lambda: Summary(0, 0, 0.0, {}))
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    instance_gpus: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def same_decision(self, other: Plan) -> bool:
         """Whether both plans run and refuse the same; how they were reached does not count."""
@@ -180,6 +187,8 @@ def plan_to_document(plan: Plan) -> dict[str, Any]:
         "moves": moves,
         "candidates": [_lists(asdict(one)) for one in plan.candidates],
         "summary": _lists(asdict(plan.summary)),
+        "models": _lists(dict(plan.models)),
+        "instance_gpus": _lists(dict(plan.instance_gpus)),
     }
 
 
@@ -266,6 +275,8 @@ class _Plan(MachineDocument):
     moves: Annotated[tuple[_Move, ...], BeforeValidator(list_as_tuple)] = ()
     candidates: Annotated[tuple[_Candidate, ...], BeforeValidator(list_as_tuple)] = ()
     summary: _Summary | None = None
+    models: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    instance_gpus: dict[str, Annotated[tuple[str, ...], BeforeValidator(list_as_tuple)]] = Field(default_factory=dict)
 
 
 def parse_instance(document: object, *, where: str, path: str = "") -> Instance:
@@ -309,6 +320,8 @@ def parse_plan(document: object, *, where: str, path: str = "") -> Plan:
         ),
         candidates=tuple(Candidate(**one.model_dump()) for one in parsed.candidates),
         summary=Summary(**summary.model_dump()) if summary else Summary(0, 0, 0.0, {}),
+        models=parsed.models,
+        instance_gpus=parsed.instance_gpus,
     )
 
 

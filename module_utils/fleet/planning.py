@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .configurations import ON_LOAD, Configuration, Configurations
 from .fleet_view import FleetView
+from .model_document import model_section
 from .placement import decide
 from .placement_problem import TOLERANCE
 from .placement_bound import fewest_gpus
@@ -86,7 +87,20 @@ def make_plan(
         moves=_moves(answer.decision, answer.prepared, touchable, view),
         candidates=tuple(_candidate(name, one) for name in answer.prepared for one in answer.candidates[name]),
         summary=_summary(instances, answer, untouchable, view.notes()),
+        models={name: model_section(model) for name, model in by_name.items()},
+        instance_gpus=_instance_gpus(instances, view),
     )
+
+
+def _instance_gpus(instances: Sequence[Instance], view: FleetView) -> dict[str, tuple[str, ...]]:
+    """The instances on each kind of GPU, as far as it is known."""
+    kinds: dict[str, list[str]] = {}
+    for one in sorted(instances, key=lambda one: id_order(one.id)):
+        host, uuid = one.gpus[0]
+        gpu = view.gpu(host, uuid)
+        if gpu is not None and gpu.model is not None:
+            kinds.setdefault(gpu.model.name, []).append(one.id)
+    return {kind: tuple(ids) for kind, ids in sorted(kinds.items())}
 
 
 @dataclass(frozen=True, slots=True)

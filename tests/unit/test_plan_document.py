@@ -34,7 +34,10 @@ def test_a_plan_survives_its_json(made):
 
 def test_the_names_are_those_of_the_design(made):
     document = plan_to_document(made)
-    assert set(document) == {"schema", "instances", "refused", "moves", "candidates", "summary"}
+    fixed = {"schema", "instances", "refused", "moves", "candidates", "summary"}
+    assert set(document) == fixed | {"models", "instance_gpus"}
+    assert document["instance_gpus"] == {"L40S": [one.id for one in made.instances]}
+    assert set(document["models"]["m"]) == {"facts", "demand", "objectives"}
     assert set(document["refused"][0]) == {"model", "constraint", "explanation", "nearest_change"}
     assert set(document["moves"][0]) == {"id", "model", "from", "to", "cause"}
     assert set(document["candidates"][0]) == {"model", "config", "gpus", "capacity_requests_per_s"}
