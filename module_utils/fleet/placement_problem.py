@@ -58,14 +58,16 @@ class HostRoom:
 class Shape:
     """GPUs that one instance takes, and how it uses them.
 
-    ``precision`` of the weights is empty for the most faithful one that fits and meets the objectives; otherwise it
-    names a less faithful one.
+    ``precision`` is empty for the most faithful one that fits and meets the objectives; otherwise it names what is less
+    faithful: ``fp8`` weights, ``kv_fp8`` for the cache, ``fp8+kv_fp8`` for both. ``max_num_batched_tokens`` is 0 where
+    it is not chosen to suit the traffic.
     """
 
     kind: str
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     precision: str = ""
+    max_num_batched_tokens: int = 0
 
     @property
     def gpus(self) -> int:
