@@ -54,6 +54,11 @@ class Objectives:
     tpot_ms: float | None = None
     percentile: float = 95.0
 
+    @property
+    def any_limit(self) -> bool:
+        """Whether there is anything to keep."""
+        return self.ttft_ms is not None or self.tpot_ms is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -94,6 +99,7 @@ class _Row(NamedTuple):
     prompt_s: float
     chunks: int
     full_step_s: float
+    full_interval_s: float
     full_step_prompts: float
     shared: tuple[float, ...]
 
@@ -129,8 +135,9 @@ class CapacityModel:
         self.max_running_sequences = min(room, speed.options.max_num_seqs, max(1, self._budget - 1))
         # Very short prompts are counted in bundles, so that a full step holds a bounded number of them.
         self._bundle = max(1, -(-self._budget // (prompt_tokens * _MOST_PROMPTS_IN_A_STEP)))
-        self._rows = self._table()
-        self._sequences = [row.sequences for row in self._rows]
+        most = self.max_running_sequences
+        self._sequences = sorted({*(n for n in _GRID if n < most), most})
+        self._known_rows: dict[int, _Row] = {}
 
     def capacity(self, objectives: Objectives) -> Capacity:
         """The largest request rate that keeps the objectives."""
@@ -154,6 +161,8 @@ class CapacityModel:
         """Running sequences and times at a rate."""
         rate = requests_per_second
         sequences, mean_tpot_s, added_s, stable = self._fixed_point(rate)
+        if not stable:
+            return Load(rate, sequences, mean_tpot_s, inf, inf, stable=False)
         share = objectives.percentile / 100.0
         z = NormalDist().inv_cdf(min(max(share, 0.5), 0.9999))
         row = self._at(sequences)
@@ -164,17 +173,22 @@ class CapacityModel:
         relaxed = (1.0 - self._elasticity(max(sequences, 1.0))) * (1.0 - min(rate * added_s, 0.97))
         busy_row = self._at(sequences + _BUSY_DEVIATIONS * sqrt(sequences / relaxed))
         ttft_s = waiting_s + self._ttft_quantile(rate, busy_row, share)
-        return Load(rate, sequences, mean_tpot_s, tpot_s, ttft_s, stable and ttft_s < inf)
+        return Load(rate, sequences, mean_tpot_s, tpot_s, ttft_s, ttft_s < inf)
 
     def saturation_requests_per_second(self) -> float:
         """Rate at which work arrives as fast as it can be done, all sequences running."""
         best = 0.0
         for row in self._rows:
-            per_prompt = row.full_step_s / row.full_step_prompts
+            per_prompt = row.full_interval_s / row.full_step_prompts
             decode = (self._output - 1) * row.decode_s / row.sequences
-            added = max(per_prompt - row.decode_s / row.full_step_prompts, 0.0)
+            added = max(row.full_step_s - row.decode_s, 0.0) / row.full_step_prompts
             best = max(best, min(1.0 / max(decode + added, 1e-12), 1.0 / per_prompt))
         return best
+
+    def lonely_request_s(self) -> float:
+        """Seconds that a request takes that has the instance to itself."""
+        row = self._row_at(0)
+        return row.prompt_s + (self._output - 1) * row.decode_s
 
     def throughput_peak(self) -> tuple[int, float]:
         """Running sequences at which decode yields most tokens a second, and that rate.
@@ -211,30 +225,52 @@ class CapacityModel:
             return "ttft"
         return None
 
-    def _table(self) -> list[_Row]:
-        most = self.max_running_sequences
-        return [self._row(n) for n in sorted({*(n for n in _GRID if n < most), most})]
+    @property
+    def _rows(self) -> list[_Row]:
+        return [self._row_at(index) for index in range(len(self._sequences))]
+
+    def _row_at(self, index: int) -> _Row:
+        """A row of the table, made when it is asked for."""
+        if index not in self._known_rows:
+            self._known_rows[index] = self._row(self._sequences[index])
+        return self._known_rows[index]
 
     def _row(self, sequences: int) -> _Row:
         speed, prompt = self._speed, self._prompt
         context = prompt + 0.5 * self._output
-        room = max(1, self._budget - sequences)
         decode_s = speed.decode_step(sequences, context).seconds
+        # In a pipeline the sequences are spread over the batches in flight. Prompts join one of them, and what they add
+        # to its pass through the slowest stage is what they add to the way from one token to the next.
+        each = sequences / speed.batches_in_flight(sequences)
+        alone_s = speed.aggregate_step(each, context).interval_s
+        room = max(1, self._budget - int(each))
         prompt_s, past, chunks = 0.0, 0, 0
         while past < prompt:
             tokens = min(room, prompt - past)
-            prompt_s += speed.step(sequences, context, [PromptChunk(tokens, past)]).interval_s
+            with_chunk_s = speed.step(each, context, [PromptChunk(tokens, past)]).interval_s
+            prompt_s += decode_s + with_chunk_s - alone_s
             past += tokens
             chunks += 1
         shared = [decode_s]
         count = 1
         while count * prompt * self._bundle < room:
-            shared.append(self._step_with(sequences, context, count * prompt * self._bundle))
+            with_prompts_s = self._step_with(each, context, count * prompt * self._bundle)
+            shared.append(decode_s + with_prompts_s - alone_s)
             count += 1
-        full_step_s = self._step_with(sequences, context, room)
-        return _Row(float(sequences), decode_s, prompt_s, chunks, full_step_s, room / prompt, (*shared, full_step_s))
+        full_interval_s = self._step_with(each, context, room)
+        full_step_s = decode_s + full_interval_s - alone_s
+        return _Row(
+            float(sequences),
+            decode_s,
+            prompt_s,
+            chunks,
+            full_step_s,
+            full_interval_s,
+            room / prompt,
+            (*shared, full_step_s),
+        )
 
-    def _step_with(self, sequences: int, context: float, tokens: int) -> float:
+    def _step_with(self, sequences: float, context: float, tokens: int) -> float:
         """A step with ``tokens`` prompt tokens: whole prompts, or a chunk from the middle of one."""
         prompts = tokens / self._prompt
         inside = prompts < 1.0
@@ -252,10 +288,10 @@ class CapacityModel:
         """The table between its rows. Fewer than one sequence count as one: a step is never free."""
         index = bisect_right(self._sequences, sequences)
         if index == 0:
-            return self._rows[0]
-        if index == len(self._rows):
-            return self._rows[-1]
-        low, high = self._rows[index - 1], self._rows[index]
+            return self._row_at(0)
+        if index == len(self._sequences):
+            return self._row_at(index - 1)
+        low, high = self._row_at(index - 1), self._row_at(index)
         share = (sequences - low.sequences) / (high.sequences - low.sequences)
 
         def between(a: float, b: float) -> float:
@@ -267,6 +303,7 @@ class CapacityModel:
             between(low.prompt_s, high.prompt_s),
             low.chunks,
             between(low.full_step_s, high.full_step_s),
+            between(low.full_interval_s, high.full_interval_s),
             between(low.full_step_prompts, high.full_step_prompts),
             tuple(map(between, low.shared, high.shared)),
         )
@@ -308,7 +345,7 @@ class CapacityModel:
                 break
             sequences = following
         row = self._at(sequences)
-        backlog = rate * row.full_step_s / row.full_step_prompts
+        backlog = rate * row.full_interval_s / row.full_step_prompts
         return sequences, step_s, added_s, needed <= most and backlog < 1.0 and rate * added_s < 0.999
 
     def _elasticity(self, sequences: float) -> float:
@@ -337,7 +374,7 @@ class CapacityModel:
         first_token_s = self._speed.first_token_s
         if row.full_step_prompts >= 1.0:
             return first_token_s + self._shared_step_wait(rate, row, share)
-        service_s = row.full_step_s / row.full_step_prompts
+        service_s = row.full_interval_s / row.full_step_prompts
         queue_s = _deterministic_queue_wait(rate, service_s, share)
         # The step under way is a decode step when nobody waits, a chunk otherwise; the latter is part of the queue.
         rest_s = row.decode_s * (share if queue_s == 0.0 else 0.5)
@@ -380,10 +417,11 @@ class CapacityModel:
         weights = [1.0]
         decode_tokens = max(self._output - 1, 1)
         speeds: list[float] = [inf]
+        speed = 0.0
         for count in range(1, 4 * most + 64):
-            row = self._at(min(count, most))
-            running = min(count, most)
-            speeds.append(running / (decode_tokens * row.decode_s + running * added_s))
+            if count <= most:
+                speed = count / (decode_tokens * self._at(count).decode_s + count * added_s)
+            speeds.append(speed)
             weights.append(weights[-1] * rate / speeds[-1])
             if count > most and weights[-1] < 1e-7 * max(weights):
                 break

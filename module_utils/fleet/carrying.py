@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .capacity import CapacityModel, Objectives
+from .capacity_bound import most_requests_per_second
 from .errors import FleetError
 from .speed import SpeedModel
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from .model_facts import ModelFacts
     from .requests import ModelRequest
 
-# A rate this small a share of what saturates an instance shows what a lonely request gets.
+# An instance that is busy for so small a share of the time shows what a lonely request gets.
 _LIGHT = 1e-3
 
 
@@ -48,6 +49,7 @@ class Carrying:
         self._models: dict[tuple[object, ...], CapacityModel | FleetError] = {}
         self._capacities: dict[tuple[object, ...], Capacity] = {}
         self._known_facts: dict[int, tuple[ModelFacts, str]] = {}
+        self._bounds: dict[tuple[object, ...], float] = {}
 
     def why_not(
         self, facts: ModelFacts, gpu: GpuModel, options: EngineOptions, kv_cache_tokens: int, traffic: Traffic
@@ -56,7 +58,7 @@ class Carrying:
         model = self._model(facts, gpu, options, kv_cache_tokens, traffic)
         if isinstance(model, FleetError):
             return model.problem
-        light = model.load(_LIGHT * model.saturation_requests_per_second(), traffic.objectives)
+        light = model.load(_LIGHT / model.lonely_request_s(), traffic.objectives)
         asked = traffic.objectives
         for name, limit_ms, seconds in (
             ("time to first token", asked.ttft_ms, light.ttft_s),
@@ -78,7 +80,7 @@ class Carrying:
     ) -> bool:
         """Whether the objectives hold at this rate; cheaper than the capacity."""
         model = self._model(facts, gpu, options, kv_cache_tokens, traffic)
-        if isinstance(model, FleetError) or requests_per_second >= model.saturation_requests_per_second():
+        if isinstance(model, FleetError):
             return False
         load = model.load(requests_per_second, traffic.objectives)
         asked = traffic.objectives
@@ -142,6 +144,21 @@ class Carrying:
             except FleetError as error:
                 self._models[key] = error
         return self._models[key]
+
+    def bound(
+        self, facts: ModelFacts, gpu: GpuModel, options: EngineOptions, kv_cache_tokens: int, traffic: Traffic
+    ) -> float:
+        """A rate that the instance cannot exceed but by what interpolation errs; much cheaper than the capacity."""
+        key = self._key(facts, gpu, options, kv_cache_tokens, traffic)
+        if key not in self._bounds:
+            self._bounds[key] = most_requests_per_second(
+                SpeedModel(facts, gpu, options),
+                prompt_tokens=traffic.prompt_tokens,
+                output_tokens=traffic.output_tokens,
+                kv_cache_tokens=kv_cache_tokens,
+                objectives=traffic.objectives,
+            )
+        return self._bounds[key]
 
     def _key(
         self, facts: ModelFacts, gpu: GpuModel, options: EngineOptions, kv_cache_tokens: int, traffic: Traffic

@@ -13,7 +13,7 @@ from .placement_problem import Shape
 from .quantization import choose_precision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .engine_options import EngineOptions
     from .hardware import GpuModel
@@ -29,12 +29,20 @@ _GIB = 1024**3
 NEEDS_CHECKPOINT = ("int8", "awq", "gptq", "mxfp4")
 # Those that the engine makes of full-precision weights while it loads.
 ON_LOAD = ("fp8",)
+# Less faithful than need be, as ``Shape.precision`` names it: the weights, the KV cache, both.
+LESS_FAITHFUL = ("fp8", "kv_fp8", "fp8+kv_fp8")
+# Chunks of prompts that are tried beside vLLM's default: a decode step is as long as the prompt tokens in it make it.
+_CHUNK_TOKENS = (512, 768, 1024, 384, 4096)
 # What has to be on one GPU before tensor parallelism over PCIe is given more than two ranks.
 _PREFERRED_TENSOR_PARALLEL = 2
 # Tensor groups of more GPUs than this carry less over PCIe than the same GPUs in smaller groups.
 _WIDEST_OVER_PCIE = 4
-# A larger configuration has to carry so much more than smaller ones on as many GPUs.
+# A larger configuration has to carry so much more than smaller ones on as many GPUs, another chunk than the default.
 _WORTH_IT = 1.02
+# The bound on a capacity differs by less than this with the room that other chunks leave, and by interpolation.
+_BOUND_SLACK = 1.1
+# Configurations on up to so many times the fewest GPUs are looked at.
+_MOST_TIMES_FEWEST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,40 +126,43 @@ class Configurations:
     ) -> tuple[tuple[Configuration, ...], tuple[Misfit, ...]]:
         """The configurations that carry more than smaller ones on as many GPUs, and what does not fit.
 
-        Looked at are the fewest GPUs on which the model fits, one more, twice and four times as many: wider ones carry
-        less a GPU over PCIe.
+        Looked at are the fewest GPUs on which the model fits and up to four times as many: wider ones carry less a GPU
+        over PCIe. Each is taken with the chunk of prompts that suits the traffic best.
 
         Args:
             model: a request with a demand.
             gpu: the kind of GPU.
             most_gpus: on one host.
-            precisions: of the weights, as ``Shape.precision`` has them.
+            precisions: of those in ``LESS_FAITHFUL``, what may be used beside the most faithful one that does.
         """
         fitting: list[Configuration] = []
         misfits: list[Misfit] = []
         best = [0.0]
         fewest: int | None = None
+        allowed = less_faithful(model)
         for count in range(1, most_gpus + 1):
-            if fewest is not None and count not in (fewest, fewest + 1, 2 * fewest, 4 * fewest):
-                if count > 4 * fewest:
-                    break
-                best.append(_best_of(best, fitting))
-                continue
+            if fewest is not None and count > _MOST_TIMES_FEWEST * fewest:
+                break
             best.append(_best_of(best, fitting))
             for shape in _shapes(model.request, gpu, count):
                 if fewest is not None and _is_too_wide(shape, gpu, model.request):
                     continue
                 # A precision that a smaller configuration has anyway is no loss for a larger one.
-                also = {one.quantization for one in fitting if one.quantization in ON_LOAD} - {*precisions}
-                for precision in (*precisions, *sorted(also)) if _chooses_precision(model) else ("",):
-                    found = self._if_better(model, gpu, replace(shape, precision=precision), best[count])
+                needed = {_precision_name(one) for one in fitting if not one.shape.precision}
+                seen = set()
+                for precision in ("", *(name for name in allowed if name in precisions or name in needed)):
+                    found = self.of_shape(model, gpu, replace(shape, precision=precision))
                     if isinstance(found, Misfit):
                         misfits.append(found)
                         continue
                     fewest = fewest or count
-                    if found is not None:
-                        fitting.append(found)
-                        best[count] = max(best[count], found.capacity_requests_per_s or 0.0)
+                    if _precision_name(found) in seen:
+                        continue
+                    seen.add(_precision_name(found))
+                    better = self._if_better(model, gpu, found, best[count])
+                    if better is not None:
+                        fitting.append(better)
+                        best[count] = max(best[count], better.capacity_requests_per_s or 0.0)
         return tuple(fitting), tuple(misfits)
 
     def ignore_objectives(self, model: ResolvedModel) -> None:
@@ -159,14 +170,23 @@ class Configurations:
         self._without_objectives.add(model.request.name)
         self._known = {key: found for key, found in self._known.items() if key[0] != model.request.name}
 
-    def precision_of(self, model: ResolvedModel, gpu: GpuModel, shape: Shape, quantization: object) -> str:
-        """``Shape.precision`` of an instance that runs with this ``quantization`` argument."""
+    def shape_as_run(self, model: ResolvedModel, gpu: GpuModel, shape: Shape, engine_args: Mapping[str, Any]) -> Shape:
+        """The shape of an instance that runs with these arguments, where a plan could have chosen them."""
         found = self.of_shape(model, gpu, shape)
-        if not isinstance(quantization, str) or quantization not in ON_LOAD:
-            return ""
-        own = found.options.quantization if isinstance(found, Configuration) else None
-        other = own != quantization and _chooses_precision(model)
-        return quantization if other else ""
+        own = found.options if isinstance(found, Configuration) else None
+        names = []
+        quantization = engine_args.get("quantization")
+        if quantization in ON_LOAD and (own is None or own.quantization != quantization):
+            names.append(str(quantization))
+        if engine_args.get("kv_cache_dtype") == "fp8" and (own is None or own.kv_cache_dtype != "fp8"):
+            names.append("kv_fp8")
+        precision = "+".join(names)
+        if precision in less_faithful(model):
+            shape = replace(shape, precision=precision)
+        tokens = engine_args.get("max_num_batched_tokens")
+        if own is not None and _may_choose_chunk(model, own) and tokens in _CHUNK_TOKENS:
+            shape = replace(shape, max_num_batched_tokens=tokens)
+        return shape
 
     def speed(self, model: ResolvedModel, gpu: GpuModel, one: Configuration, share: float) -> dict[str, Any]:
         """The speed of an instance that gets ``share`` requests a second; empty without a demand."""
@@ -183,19 +203,39 @@ class Configurations:
         return dict(self._speeds[key])
 
     def _if_better(
-        self, model: ResolvedModel, gpu: GpuModel, shape: Shape, than: float
-    ) -> Configuration | Misfit | None:
-        """The configuration with its capacity, None when it carries no more than ``than``."""
-        found = self.of_shape(model, gpu, shape)
-        if isinstance(found, Misfit):
-            return found
+        self, model: ResolvedModel, gpu: GpuModel, found: Configuration, than: float
+    ) -> Configuration | None:
+        """The configuration with the chunk that suits it; None when it carries no more than ``than``."""
         traffic = Traffic.of(model.request)
-        asked = (model.facts, gpu, found.options, found.estimate.kv_cache_tokens_planned)
-        if than > 0.0 and traffic is not None:
-            carries = self._carrying.carries(*asked, traffic, requests_per_second=than * _WORTH_IT)
-            if not carries:
+        chunks: tuple[int, ...] = ()
+        if traffic is not None and _may_choose_chunk(model, found.options) and traffic.objectives.any_limit:
+            chunks = tuple(tokens for tokens in _CHUNK_TOKENS if tokens >= found.options.max_num_seqs)
+        if traffic is not None and than > 0.0:
+            estimate = found.estimate
+            bounds = (
+                self._carrying.bound(
+                    model.facts,
+                    gpu,
+                    replace(found.options, max_num_batched_tokens=tokens),
+                    estimate.kv_cache_tokens_planned,
+                    traffic,
+                )
+                for tokens in ({min(chunks), max(chunks)} if chunks else {found.options.max_num_batched_tokens})
+            )
+            if max(bounds) * _BOUND_SLACK < than * _WORTH_IT:
                 return None
-        return self.with_capacity(model, gpu, found)
+        best: Configuration | None = None
+        for tokens in (0, *chunks):
+            one = self.of_shape(model, gpu, replace(found.shape, max_num_batched_tokens=tokens))
+            if isinstance(one, Misfit):
+                continue
+            floor = max(than, (best.capacity_requests_per_s or 0.0) if best else 0.0)
+            if floor > 0.0 and traffic is not None:
+                asked = (model.facts, gpu, one.options, one.estimate.kv_cache_tokens_planned)
+                if not self._carrying.carries(*asked, traffic, requests_per_second=floor * _WORTH_IT):
+                    continue
+            best = self.with_capacity(model, gpu, one)
+        return best
 
     def with_capacity(self, model: ResolvedModel, gpu: GpuModel, one: Configuration) -> Configuration:
         """The configuration with what it carries."""
@@ -216,6 +256,9 @@ class Configurations:
             pipeline_parallel_size=shape.pipeline_parallel,
             engine_version=self._engine_version,
         )
+        default_tokens = options.max_num_batched_tokens
+        if shape.max_num_batched_tokens:
+            options = replace(options, max_num_batched_tokens=shape.max_num_batched_tokens)
         quantized = model.facts.quantization
         if quantized is not None and not _is_as_asked(request.quantization, quantized):
             problem = f"the checkpoint is quantized ({quantized.method}), {request.quantization} was asked for"
@@ -230,13 +273,14 @@ class Configurations:
                 return None
             return self._carrying.why_not(model.facts, gpu, candidate, estimate.kv_cache_tokens_planned, traffic)
 
+        names = shape.precision.split("+")
         try:
             choice = choose_precision(
                 model.facts,
                 gpu,
                 options,
-                quantization=shape.precision or request.quantization,
-                kv_cache_dtype=options.kv_cache_dtype,
+                quantization="fp8" if "fp8" in names else request.quantization,
+                kv_cache_dtype="fp8" if "kv_fp8" in names else options.kv_cache_dtype,
                 forbidden=NEEDS_CHECKPOINT,
                 accept=why_not,
             )
@@ -249,7 +293,7 @@ class Configurations:
             options=replace(choice.options, max_model_len=choice.estimate.max_model_len),
             estimate=choice.estimate,
             quantization=choice.quantization or "none",
-            reasons=_reasons(shape, choice.estimate, choice),
+            reasons=(*_reasons(shape, choice.estimate, choice), *_why_this_chunk(shape, default_tokens)),
         )
 
     def _misfit(
@@ -297,8 +341,38 @@ def base_options(model: ResolvedModel) -> EngineOptions:
     return options
 
 
-def _chooses_precision(model: ResolvedModel) -> bool:
-    return model.request.quantization == "auto" and model.facts.quantization is None
+def less_faithful(model: ResolvedModel) -> tuple[str, ...]:
+    """Precisions that the model may be served in beside the most faithful one, as ``Shape.precision`` names them."""
+    request = model.request
+    weights = request.quantization == "auto" and model.facts.quantization is None
+    cache = (
+        request.kv_cache_dtype == "auto"
+        and not {"kv_cache_dtype", "attention_backend"} & request.engine_args.keys()
+        and model.facts.layer_kinds[0].attention.kind != "mla"
+    )
+    free = {*(("fp8",) if weights else ()), *(("kv_fp8",) if cache else ())}
+    return tuple(name for name in LESS_FAITHFUL if set(name.split("+")) <= free)
+
+
+def _precision_name(one: Configuration) -> str:
+    """``Shape.precision`` that gives the configuration's precision."""
+    names = [one.quantization] if one.quantization in ON_LOAD else []
+    return "+".join([*names, "kv_fp8"] if one.options.kv_cache_dtype == "fp8" else names)
+
+
+def _may_choose_chunk(model: ResolvedModel, options: EngineOptions) -> bool:
+    """Whether the chunk of prompts is left to the plan: pooling models and images need whole prompts in a step."""
+    request = model.request
+    given = {"max_num_batched_tokens", "enable_chunked_prefill"} & request.engine_args.keys()
+    return request.task == "generate" and not given and not request.limit_mm_per_prompt and options.speculative is None
+
+
+def _why_this_chunk(shape: Shape, default_tokens: int) -> list[str]:
+    if not shape.max_num_batched_tokens:
+        return []
+    tokens, longer = shape.max_num_batched_tokens, shape.max_num_batched_tokens > default_tokens
+    why = "so that prompts take fewer steps" if longer else "so that decode steps with prompts beside them stay short"
+    return [f"max_num_batched_tokens {tokens:,} instead of {default_tokens:,}, {why}: it carries more this way."]
 
 
 def _best_of(best: Sequence[float], fitting: Sequence[Configuration]) -> float:

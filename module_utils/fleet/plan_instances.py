@@ -142,7 +142,7 @@ def _instance(
         reasons=(
             place,
             *found.reasons,
-            *_why_this_precision(placed, prepared),
+            *_why_this_precision(found, prepared),
             *_why_so_many_gpus(placed, prepared),
             *_why_untested(placed, view),
             *_why_so_many_replicas(prepared, speed),
@@ -190,11 +190,14 @@ def _why_so_many_gpus(placed: Placed, prepared: Prepared) -> list[str]:
     return [f"{most} GPU{'s do' if most > 1 else ' does'} not do: {closest.explanation}."]
 
 
-def _why_this_precision(placed: Placed, prepared: Prepared) -> list[str]:
-    needed = {one.quantization for one in prepared.configurations if not one.shape.precision}
-    if not placed.shape.precision or placed.shape.precision in needed:
+def _why_this_precision(found: Configuration, prepared: Prepared) -> list[str]:
+    needed = {
+        (one.quantization, one.options.kv_cache_dtype) for one in prepared.configurations if not one.shape.precision
+    }
+    if not found.shape.precision or (found.quantization, found.options.kv_cache_dtype) in needed:
         return []
-    return [f"{placed.shape.precision.upper()} weights, because demand would have been left without them."]
+    words = {"fp8": "FP8 weights", "kv_fp8": "FP8 KV cache", "fp8+kv_fp8": "FP8 weights and KV cache"}
+    return [f"{words[found.shape.precision]}, because demand would have been left without."]
 
 
 def _why_untested(placed: Placed, view: FleetView) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .configurations import ON_LOAD, Configuration, Configurations
+from .configurations import LESS_FAITHFUL, Configuration, Configurations, less_faithful
 from .fleet_view import FleetView
 from .model_document import model_section
 from .placement import decide
-from .placement_problem import TOLERANCE
 from .placement_bound import fewest_gpus
+from .placement_problem import TOLERANCE
 from .plan_document import Candidate, Move, Place, Plan, Summary, id_order
 from .plan_instances import plan_instances
 from .refusals import short_of_room
@@ -64,10 +64,10 @@ def make_plan(
     by_name = {model.request.name: model for model in sorted(models, key=lambda model: model.request.name)}
     untouchable, touchable = split_current(current, view.frozen, by_name.keys())
     question = _Question(view, configurations, by_name, untouchable, touchable, engine_version)
-    answer = question.answer(("",), optimize=optimize)
+    answer = question.answer((), optimize=optimize)
     if any(question.may_be_less_precise(shortage) for shortage in answer.decision.shortages):
         # Precision is given up only where demand would be left otherwise.
-        less_precise = question.answer(("", *ON_LOAD), optimize=optimize)
+        less_precise = question.answer(LESS_FAITHFUL, optimize=optimize)
         if less_precise.score <= answer.score:
             answer = less_precise
     instances = plan_instances(
@@ -154,7 +154,7 @@ class _Question:
                 self.configurations,
                 [one for one in self.untouchable if one.model == name],
                 self.engine_version,
-                precisions=precisions if _chooses_precision(model) else ("",),
+                precisions=precisions if _chooses_precision(model) else (),
             )
             for name, model in self.models.items()
         }
@@ -182,7 +182,7 @@ class _Question:
             if ready.wish is not None
         ]
         rooms = list(self.view.rooms.values())
-        draft = precisions == ("",) and any(map(_chooses_precision, self.models.values()))
+        draft = not precisions and any(map(_chooses_precision, self.models.values()))
         decision = decide(wishes, rooms, standing, draft=draft)
         improvement = None
         if standing and not (draft and decision.shortages) and _may_improve(decision, wishes, candidates):
@@ -215,9 +215,7 @@ class _Question:
 
 
 def _chooses_precision(model: ResolvedModel) -> bool:
-    return (
-        model.request.demand is not None and model.request.quantization == "auto" and model.facts.quantization is None
-    )
+    return model.request.demand is not None and bool(less_faithful(model))
 
 
 def _may_improve(
@@ -296,6 +294,7 @@ def _candidate(model: str, one: Configuration) -> Candidate:
             "pipeline_parallel_size": one.shape.pipeline_parallel,
             "quantization": one.quantization,
             "kv_cache_dtype": one.options.kv_cache_dtype,
+            "max_num_batched_tokens": one.options.max_num_batched_tokens,
             "max_model_len": one.estimate.max_model_len,
         },
         gpus=one.shape.gpus,
@@ -305,7 +304,7 @@ def _candidate(model: str, one: Configuration) -> Candidate:
 
 def _candidate_order(one: Configuration) -> tuple[object, ...]:
     shape = one.shape
-    return (shape.kind, shape.gpus, shape.precision, -shape.tensor_parallel)
+    return (shape.kind, shape.gpus, shape.precision, -shape.tensor_parallel, shape.max_num_batched_tokens)
 
 
 def _summary(

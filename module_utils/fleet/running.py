@@ -57,8 +57,7 @@ def standing_of(
     )
     first = view.gpu(*one.gpus[0])
     if first is not None and first.model is not None and shape.gpus == len(one.gpus):
-        precision = configurations.precision_of(model, first.model, shape, one.engine_args.get("quantization"))
-        shape = replace(shape, precision=precision)
+        shape = configurations.shape_as_run(model, first.model, shape, one.engine_args)
     cause, why = _why_leaving(one, model, shape, view, configurations)
     standing = Standing(
         id=one.id,

@@ -213,7 +213,7 @@ class SpeedModel:
 
     def step(
         self,
-        decode_sequences: int,
+        decode_sequences: float,
         decode_context_tokens: float,
         prefill: Sequence[PromptChunk] = (),
         *,
@@ -295,12 +295,16 @@ class SpeedModel:
         With a pipeline, the batch is spread over the batches in flight, and the time is from one token of a sequence to
         its next.
         """
-        stages = len(self._stages)
-        if stages == 1:
+        if len(self._stages) == 1:
             return self.aggregate_step(batch, context_tokens)
-        flights = min(stages + 1, max(1.0, batch))
+        flights = self.batches_in_flight(batch)
         step = self.aggregate_step(batch / flights, context_tokens)
         return self._through_pipeline(step, flights)
+
+    def batches_in_flight(self, sequences: float) -> float:
+        """Batches that so many running sequences are spread over: one, or one more than the pipeline has stages."""
+        stages = len(self._stages)
+        return 1.0 if stages == 1 else min(stages + 1.0, max(1.0, sequences))
 
     def tpot_s(self, batch: int, prompt_tokens: int, output_tokens: int = 64) -> Time:
         """Mean step over output tokens 2 to ``output_tokens`` + 1, the whole batch running."""

@@ -51,7 +51,7 @@ def prepare(
     frozen: Sequence[Instance],
     engine_version: str,
     *,
-    precisions: Sequence[str] = ("",),
+    precisions: Sequence[str] = (),
 ) -> Prepared:
     """Make a request ready for the decision.
 
@@ -61,7 +61,7 @@ def prepare(
         configurations: answers what fits.
         frozen: the model's replicas that cannot be touched.
         engine_version: vLLM's version.
-        precisions: of the weights that a model with a demand may use, as ``Shape.precision`` has them.
+        precisions: less faithful ones that a model with a demand may use, as ``Shape.precision`` has them.
     """
     request = model.request
     target = max(request.replicas.min, len(request.placement.pins), 1 + request.availability.hosts_lost)
@@ -77,7 +77,7 @@ def prepare(
     misfits: tuple[Misfit, ...] = ()
     if demand is not None:
         # A pin may name more GPUs than any configuration that is worth them.
-        pinned = precisions if not any(pin.gpus for pin in asked) else ("",)
+        pinned = precisions if not any(pin.gpus for pin in asked) else ()
         fitting, misfits = _all_kinds(
             kinds, lambda kind: configurations.useful(model, kinds[kind], most[kind], precisions=pinned)
         )
@@ -131,8 +131,12 @@ def capacity_of(one: Instance) -> float:
 
 def _sacrifices(fitting: Sequence[Configuration]) -> frozenset[Shape]:
     """Shapes of a precision that no configuration needs to fit or to meet the objectives."""
-    needed = {one.quantization for one in fitting if not one.shape.precision}
-    return frozenset(one.shape for one in fitting if one.shape.precision and one.quantization not in needed)
+    needed = {(one.quantization, one.options.kv_cache_dtype) for one in fitting if not one.shape.precision}
+    return frozenset(
+        one.shape
+        for one in fitting
+        if one.shape.precision and (one.quantization, one.options.kv_cache_dtype) not in needed
+    )
 
 
 def _all_kinds(

@@ -499,14 +499,29 @@ class TestDemand:
         assert 0 < made.summary.carried["m"] < 1
 
     def test_precision_is_given_up_only_where_demand_would_be_left(self):
-        entry = model("m", demand={"requests_per_second": 5}, objectives={"tpot_ms": 60}, tensor_parallel=1)
+        entry = model("m", demand={"requests_per_second": 7}, objectives={"tpot_ms": 60}, tensor_parallel=1)
         room = plan(facts("a", gpus=4), [entry])
-        assert not any("quantization" in one.engine_args for one in room.instances)
+        assert not any({"quantization", "kv_cache_dtype"} & one.engine_args.keys() for one in room.instances)
         tight = plan(facts("a", gpus=1), [entry])
         assert [one.engine_args["quantization"] for one in tight.instances] == ["fp8"]
-        assert "FP8 weights, because demand would have been left without them." in tight.instances[0].reasons
+        assert "FP8 weights, because demand would have been left without." in tight.instances[0].reasons
         # What runs stays, also when there is room again.
         assert plan(facts("a", gpus=4), [entry], tight.instances).instances == tight.instances
+
+    def test_prompts_come_in_chunks_that_suit_the_objectives_and_what_runs_keeps_its_own(self):
+        entry = model("m", demand={"requests_per_second": 5}, objectives={"tpot_ms": 60})
+        (one,) = plan(facts("a", gpus=1), [entry]).instances
+        tokens = one.engine_args["max_num_batched_tokens"]
+        assert tokens < 2048
+        assert any(f"max_num_batched_tokens {tokens:,} instead of 2,048" in reason for reason in one.reasons)
+        # Without objectives no other chunk is better, but that is no reason to restart an engine.
+        relaxed = model("m", demand={"requests_per_second": 5})
+        assert plan(facts("a", gpus=1), [relaxed]).instances[0].engine_args["max_num_batched_tokens"] == 2048
+        (kept,) = plan(facts("a", gpus=1), [relaxed], (one,)).instances
+        assert kept.engine_args == one.engine_args
+        given = model("m", demand={"requests_per_second": 5}, engine_args={"max_num_batched_tokens": 4096})
+        (own,) = plan(facts("a", gpus=1), [given], (one,)).instances
+        assert own.engine_args["max_num_batched_tokens"] == 4096
 
     def test_priority_decides_when_there_is_no_room_for_all(self):
         low, high = (
