@@ -1,7 +1,7 @@
 """A rate that an instance cannot exceed within its objectives, from a handful of step times.
 
 It leaves out everything random: the mean step is taken as ``d(n) + n w / (N - 1)``, with ``n`` running sequences,
-``d(n)`` a decode step, ``w`` what a prompt adds to a full step (the least that it can cost) and ``N`` output tokens. The
+``d(n)`` a decode step, ``w`` what a prompt adds to a full step (the least it can cost) and ``N`` output tokens. The
 mean time per output token cannot be below it, and no percentile from the median on lies below what the mean must keep.
 """
 
