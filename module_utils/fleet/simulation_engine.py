@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .speed import SpeedModel
 
 # vLLM's default on GPUs.
-BLOCK_TOKENS = 16
+DEFAULT_BLOCK_SIZE = 16
 # Step times of decode alone are remembered for contexts rounded to so many tokens, 0.1 % of a step at most.
 _CONTEXT_GRAIN = 16
 
@@ -125,12 +125,12 @@ class _Lane:
 
     __slots__ = ("context", "done_s", "ending", "growing", "sequences", "steps")
 
-    def __init__(self) -> None:
+    def __init__(self, block_size: int) -> None:
         self.sequences = 0
         self.context = 0
         self.steps = 0
         self.ending: dict[int, list[SimulatedRequest]] = {}
-        self.growing = [0] * BLOCK_TOKENS
+        self.growing = [0] * block_size
         self.done_s = 0.0
 
 
@@ -168,7 +168,8 @@ class SimulatedEngine:
         self.wake_s = inf
         self.connections = 0
         self.preemptions = 0
-        self.total_blocks = kv_cache_tokens // BLOCK_TOKENS
+        self._block_size = options.block_size or DEFAULT_BLOCK_SIZE
+        self.total_blocks = kv_cache_tokens // self._block_size
         self.free_blocks = self.total_blocks
         self.fewest_free_blocks = self.total_blocks
         self.computed_tokens = 0
@@ -177,7 +178,7 @@ class SimulatedEngine:
         self._max_num_seqs = options.max_num_seqs
         self._stages = options.pipeline_parallel_size
         self._most_in_flight = self._stages + (1 if async_scheduling else 0)
-        self._lanes = [_Lane() for _ in range(self._stages)]
+        self._lanes = [_Lane(self._block_size) for _ in range(self._stages)]
         self._turn = 0
         self._stage_free_s = [0.0] * self._stages
         self._in_flight: deque[_Batch] = deque()
@@ -199,7 +200,7 @@ class SimulatedEngine:
 
     def can_ever_serve(self, request: SimulatedRequest) -> bool:
         """Whether the cache holds the request when it runs alone."""
-        return _blocks(request.prompt_tokens + request.output_tokens) <= self.total_blocks
+        return self._blocks(request.prompt_tokens + request.output_tokens) <= self.total_blocks
 
     def add(self, request: SimulatedRequest, now_s: float) -> None:
         """A request arrives. It has to be one that ``can_ever_serve`` accepts."""
@@ -218,7 +219,7 @@ class SimulatedEngine:
                 request.first_token_s = now_s
         for request in batch.finished:
             request.finish_s = now_s
-            self.free_blocks += _blocks(request.computed)
+            self.free_blocks += self._blocks(request.computed)
         self._running -= len(batch.finished)
         self.connections -= len(batch.finished)
         self._go_on(now_s)
@@ -270,9 +271,12 @@ class SimulatedEngine:
         batch.done_s = lane.done_s = self._passed(ready_s, *step_s)
         return batch
 
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self._block_size)
+
     def _grow(self, lane: _Lane) -> None:
         """Allocate the blocks that the lane's next tokens need; preempt where there are none."""
-        place = lane.steps % BLOCK_TOKENS
+        place = lane.steps % self._block_size
         while lane.growing[place] > self.free_blocks:
             self._preempt(self._last_admitted())
         self.free_blocks -= lane.growing[place]
@@ -283,7 +287,7 @@ class SimulatedEngine:
             if budget <= 0 or not request.prefilling:
                 continue
             tokens = min(budget, request.to_compute - request.computed)
-            needed = _blocks(request.computed + tokens) - _blocks(request.computed)
+            needed = self._blocks(request.computed + tokens) - self._blocks(request.computed)
             if not self._make_room(needed, request):
                 continue
             self.free_blocks -= needed
@@ -311,11 +315,11 @@ class SimulatedEngine:
         waiting = self._waiting
         while budget > 0 and waiting and self._running < self._max_num_seqs:
             request = waiting[0]
-            if _blocks(request.to_compute) > self.free_blocks:
+            if self._blocks(request.to_compute) > self.free_blocks:
                 break
             waiting.popleft()
             tokens = min(budget, request.to_compute)
-            self.free_blocks -= _blocks(tokens)
+            self.free_blocks -= self._blocks(tokens)
             budget -= tokens
             chunks.append((tokens, 0))
             request.computed = tokens
@@ -353,13 +357,13 @@ class SimulatedEngine:
         request.joined_at = lane.steps
         lane.sequences += 1
         lane.context += request.to_compute
-        lane.growing[(lane.steps - request.to_compute) % BLOCK_TOKENS] += 1
+        lane.growing[(lane.steps - request.to_compute) % self._block_size] += 1
         lane.ending.setdefault(lane.steps + left, []).append(request)
 
     def _leave(self, request: SimulatedRequest, lane: _Lane) -> None:
         """Take a sequence out of its lane, with what the steps in it have computed."""
         steps = lane.steps - request.joined_at
-        lane.growing[(request.joined_at - request.to_compute) % BLOCK_TOKENS] -= 1
+        lane.growing[(request.joined_at - request.to_compute) % self._block_size] -= 1
         request.computed = request.to_compute + steps
         request.generated += steps
         request.lane = None
@@ -383,7 +387,7 @@ class SimulatedEngine:
         elif request.prefilling:
             self._prefilling.remove(request)
             request.prefilling = False
-        self.free_blocks += _blocks(request.computed)
+        self.free_blocks += self._blocks(request.computed)
         request.computed = 0
         request.to_compute = request.prompt_tokens + request.generated
         request.preemptions += 1
@@ -409,10 +413,6 @@ class SimulatedEngine:
         free[last] = max(at_s, free[last]) + interval_s
         # What is left is the engine's own work, which delays the tokens and not the next batch.
         return free[last] + latency_s - interval_s - last * other_s
-
-
-def _blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK_TOKENS)
 
 
 def _may_be_preempted(request: SimulatedRequest, admission: int) -> bool:
