@@ -28,7 +28,7 @@ def fleet_extract(hosts: Iterable[str], hostvars: Mapping[str, Any], *path: str)
 
 def fleet_policies(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The ``fleet_*`` variables of each host, secrets left out: the plan stage checks and uses them."""
-    secret = {"fleet_engine_api_key", "fleet_client_keys"}
+    secret = {"fleet_engine_api_key", "fleet_client_keys", "fleet_hub_token", "fleet_hub_proxy"}
     return {
         host: {
             name: hostvars[host][name]

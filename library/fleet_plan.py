@@ -65,6 +65,32 @@ options:
   output:
     description: Where the plan is written. Its directory is made. Left out, nothing is written.
     type: path
+  hub_endpoint:
+    description: The Hugging Face hub that C(hf:) sources are on.
+    type: str
+    default: https://huggingface.co
+  hub_token:
+    description: Its token. Empty for none.
+    type: str
+    default: ""
+  proxy:
+    description: Proxy for hub and HTTP sources. Empty takes the environment's.
+    type: str
+    default: ""
+  cache_dir:
+    description: Where sums of checkpoints and descriptions of sources are kept.
+    type: path
+    default: ~/.cache/l40s-fleet
+  allow_unavailable:
+    description:
+      - Plan by a model's C(config) when its source cannot be reached. Otherwise that is a failure, since what is planned
+        could not be served.
+    type: bool
+    default: false
+  update_sources:
+    description: Look again what branches and HTTP trees are now, instead of taking what was recorded.
+    type: bool
+    default: false
   validate_only:
     description: Check models, checkpoints and host variables only, before any host was probed.
     type: bool
@@ -144,6 +170,8 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 IMPORT_ERROR = None
 try:
     from ansible.module_utils.fleet.errors import FleetError
+    from ansible.module_utils.fleet.fetch_description import SourceOptions
+    from ansible.module_utils.fleet.fetch_sources import lock_path_of
     from ansible.module_utils.fleet.plan_document import Plan, canonical_json, plan_from_json, plan_to_document
     from ansible.module_utils.fleet.plan_stage import StageInput, run_stage, validate
     from ansible.module_utils.fleet.plan_table import plan_lines
@@ -169,7 +197,7 @@ def refusal_message(plan, models_file):
 
 
 def write(module, output, text):
-    """Write the plan if it is another one. Returns whether it is."""
+    """Write a document if it is another one. Returns whether it is."""
     path = Path(output)
     changed = not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text
     if changed and not module.check_mode:
@@ -193,6 +221,14 @@ def run(module):
         engine_version=params["engine_version"],
         engine_port_base=params["engine_port_base"],
         optimize=params["optimize"],
+        sources=SourceOptions(
+            cache=Path(params["cache_dir"]),
+            endpoint=params["hub_endpoint"],
+            token=params["hub_token"],
+            proxy=params["proxy"],
+            update=params["update_sources"],
+        ),
+        allow_unavailable=params["allow_unavailable"],
     )
     if params["validate_only"]:
         validate(stage)
@@ -220,6 +256,10 @@ def run(module):
             "after": plan_lines(result.plan),
         }
         answer["changed"] = write(module, params["output"], canonical_json(answer["plan"]))
+        if result.sources_lock is not None:
+            answer["changed"] = (
+                write(module, lock_path_of(params["models_file"]), result.sources_lock) or answer["changed"]
+            )
     return answer
 
 
@@ -239,6 +279,12 @@ def main():
             "allow_partial": {"type": "bool", "default": False},
             "optimize": {"type": "bool", "default": False},
             "output": {"type": "path"},
+            "hub_endpoint": {"type": "str", "default": "https://huggingface.co"},
+            "hub_token": {"type": "str", "default": "", "no_log": True},
+            "proxy": {"type": "str", "default": "", "no_log": True},
+            "cache_dir": {"type": "path", "default": "~/.cache/l40s-fleet"},
+            "allow_unavailable": {"type": "bool", "default": False},
+            "update_sources": {"type": "bool", "default": False},
             "validate_only": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

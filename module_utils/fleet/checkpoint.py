@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .checkpoint_tensors import parse_tensors, with_quantized_modules, with_tensors
 from .errors import FleetError
+from .manifest_cache import ManifestCache
 from .model import facts_from_config
 from .model_families import FAMILIES
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 _HEADER_LENGTH = struct.Struct("<Q")
 _LONGEST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
-_CHUNK_BYTES = 1 << 20
 
 
 def load_model_facts(path: str | Path) -> ModelFacts:
@@ -36,18 +36,28 @@ def load_model_facts(path: str | Path) -> ModelFacts:
     path = Path(path)
     if not path.is_dir():
         return facts_from_config(read_json(path), where=str(path))
+    headers = {shard.name: read_header(shard) for shard in sorted(path.glob("*.safetensors"))}
+    return facts_with_headers(path, headers)
+
+
+def facts_with_headers(path: Path, headers: Mapping[str, Mapping[str, object]]) -> ModelFacts:
+    """Facts of a directory that holds a checkpoint's configuration, and the headers of its safetensors files.
+
+    Args:
+        path: where config.json and perhaps the index are.
+        headers: header by file name, as ``read_header`` returns it.
+
+    Raises:
+        FleetError: something is missing or malformed; names the file.
+    """
     config_path = path / "config.json"
     config = read_json(config_path)
-    tensors = [
-        tensor
-        for shard in sorted(path.glob("*.safetensors"))
-        for tensor in parse_tensors(read_header(shard), where=str(shard))
-    ]
+    tensors = [tensor for name in sorted(headers) for tensor in parse_tensors(headers[name], where=str(path / name))]
     known = config.get("model_type") in FAMILIES
     if not tensors:
         facts = facts_from_config(config, where=str(config_path))
         index = path / INDEX_NAME
-        return with_quantized_modules(facts, _weight_map(index)) if index.is_file() else facts
+        return with_quantized_modules(facts, weight_map(index)) if index.is_file() else facts
     return with_tensors(facts_from_config(config, where=str(config_path)) if known else None, config, tensors)
 
 
@@ -108,46 +118,52 @@ def check_complete(path: Path) -> None:
     read_json(path / "config.json")
     index_path = path / INDEX_NAME
     if index_path.exists():
-        for shard in sorted(set(_weight_map(index_path).values())):
+        for shard in sorted(set(weight_map(index_path).values())):
             if not (path / shard).is_file():
                 raise FleetError(str(path / shard), f"missing, {index_path.name} names it")
     for shard_path in sorted(path.glob("*.safetensors")):
         read_header(shard_path)
 
 
-def _weight_map(index_path: Path) -> dict[str, str]:
-    weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict):
+def weight_map(index_path: Path) -> dict[str, str]:
+    """The shard of each tensor, as an index has them.
+
+    Raises:
+        FleetError: it is no such index.
+    """
+    found = read_json(index_path).get("weight_map")
+    if not isinstance(found, dict):
         raise FleetError(f"{index_path}: weight_map", "missing")
-    return {str(name): str(shard) for name, shard in weight_map.items()}
+    return {str(name): str(shard) for name, shard in found.items()}
 
 
-def manifest(path: str | Path) -> dict[str, object]:
+def manifest(path: str | Path, *, cache: Path | None = None) -> dict[str, object]:
     """Files of a checkpoint with sizes and SHA-256, and a digest over all of it.
+
+    Args:
+        path: the checkpoint.
+        cache: where sums are kept, so that a file that has not changed is not read again; None reads every file.
 
     Raises:
         FleetError: the checkpoint is not whole.
     """
     root = Path(path)
     check_complete(root)
+    sums = ManifestCache(cache, root)
     files: dict[str, dict[str, int | str]] = {
-        file.relative_to(root).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        file.relative_to(root).as_posix(): {"bytes": file.stat().st_size, "sha256": sums.sha256(file)}
         for file in sorted(root.rglob("*"))
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
     }
+    sums.save()
+    return manifest_of(files)
+
+
+def manifest_of(files: Mapping[str, Mapping[str, int | str]]) -> dict[str, object]:
+    """``files`` with the digest over all of it and the sum of its sizes: the same for the same files from anywhere."""
     canonical = json.dumps(files, sort_keys=True, separators=(",", ":")).encode()
     return {
         "files": files,
         "digest": hashlib.sha256(canonical).hexdigest(),
-        "total_bytes": sum(
-            file.stat().st_size for file in root.rglob("*") if file.relative_to(root).as_posix() in files
-        ),
+        "total_bytes": sum(int(one["bytes"]) for one in files.values()),
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

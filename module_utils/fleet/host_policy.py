@@ -18,12 +18,17 @@ State = Literal["present", "gone"]
 VARIABLES: Mapping[str, Kind] = {
     "fleet_address": "text",
     "fleet_allow_partial": "flag",
+    "fleet_cache_dir": "text",
     "fleet_client_keys": "elsewhere",
     "fleet_engine_api_key": "elsewhere",
     "fleet_engine_port_base": "count",
     "fleet_exclude_gpus": "gpus",
+    "fleet_kernel_log": "text",
+    "fleet_hub_endpoint": "text",
+    "fleet_hub_proxy": "elsewhere",
+    "fleet_hub_token": "elsewhere",
     "fleet_labels": "labels",
-    "fleet_link_test": "elsewhere",
+    "fleet_link_test": "flag",
     "fleet_models_file": "text",
     "fleet_nvml_library": "elsewhere",
     "fleet_optimize": "flag",
@@ -31,6 +36,8 @@ VARIABLES: Mapping[str, Kind] = {
     "fleet_state": "state",
     "fleet_state_dir": "text",
     "fleet_sysfs_root": "text",
+    "fleet_update_sources": "flag",
+    "fleet_verify_checkpoints": "elsewhere",
 }
 
 

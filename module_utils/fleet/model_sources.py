@@ -10,25 +10,40 @@ from .checkpoint import load_model_facts, manifest
 from .configurations import ResolvedModel
 from .document_checks import faults_error, path_of
 from .errors import FleetError
+from .fetch_description import UnreachableError
 from .plan_document import CheckpointReference
 from .requests import parse_requests, relative_to
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .fetch_description import Description
+    from .fetch_sources import RemoteSources
     from .model_facts import ModelFacts
     from .requests import ModelRequest
 
 
 @dataclass(frozen=True, slots=True)
 class LocalCheckpoint:
-    """A checkpoint that lies on the controller. ``files`` holds size and SHA-256 by relative path."""
+    """A checkpoint whose every file is known, here or elsewhere.
+
+    Args:
+        name: of the model.
+        source_path: its directory on the controller; empty when it is elsewhere.
+        digest: of the manifest.
+        total_bytes: of all files.
+        files: size and SHA-256 by relative path.
+        base_url: what a file's path is appended to, when it is elsewhere.
+        credential: ``hub`` where the hub's token has to be sent.
+    """
 
     name: str
     source_path: str
     digest: str
     total_bytes: int
     files: Mapping[str, Any]
+    base_url: str = ""
+    credential: str = ""
 
     @property
     def reference(self) -> CheckpointReference:
@@ -60,18 +75,24 @@ def read_text(path: str) -> str:
 
 
 def resolve_models(
-    requests: tuple[ModelRequest, ...], models_file: str, *, with_checkpoints: bool
+    requests: tuple[ModelRequest, ...],
+    models_file: str,
+    *,
+    with_checkpoints: bool,
+    remote: RemoteSources | None = None,
 ) -> tuple[tuple[ResolvedModel, ...], Mapping[str, LocalCheckpoint]]:
     """Read the configuration of every model and, if asked for, the whole of its checkpoint.
 
     Args:
         requests: the models of models.yml.
         models_file: the file they are from; paths in it are relative to it.
-        with_checkpoints: check checkpoints that lie here and compute their digests. Without it only configurations
+        with_checkpoints: find out what each checkpoint consists of, and its digest. Without it only configurations
             are read, so that a plan can be made where the checkpoints are not.
+        remote: hubs and HTTP trees; without it, sources there need a ``config``. A source that cannot be reached is
+            planned by its ``config`` too, without a checkpoint, and noted in ``remote.unavailable``.
 
     Returns:
-        The models in the order given, and the checkpoints found here by model name.
+        The models in the order given, and the checkpoints found by model name.
 
     Raises:
         FleetError: one line for each model whose configuration or checkpoint is missing or broken.
@@ -82,9 +103,10 @@ def resolve_models(
     for index, request in enumerate(requests):
         path = f"{models_file}: {path_of('models', index)}"
         try:
-            model = ResolvedModel(request, path, _facts(request, models_file, path))
+            model, checkpoint = _resolve(request, models_file, path, remote if with_checkpoints else None)
             if with_checkpoints and request.source_path is not None:
-                checkpoint = _checkpoint(request, models_file, path)
+                checkpoint = _checkpoint(request, models_file, path, remote)
+            if checkpoint is not None:
                 checkpoints[request.name] = checkpoint
                 model = replace(model, checkpoint=checkpoint.reference)
         except FleetError as error:
@@ -94,6 +116,37 @@ def resolve_models(
     if faults:
         raise faults_error(faults)
     return tuple(models), checkpoints
+
+
+def _resolve(
+    request: ModelRequest, models_file: str, path: str, remote: RemoteSources | None
+) -> tuple[ResolvedModel, LocalCheckpoint | None]:
+    """The model, and its checkpoint when that is elsewhere and could be described."""
+    if request.source_path is not None or remote is None:
+        return ResolvedModel(request, path, _facts(request, models_file, path)), None
+    try:
+        found = remote.description(request)
+        return ResolvedModel(request, path, found.facts()), _elsewhere(request, found)
+    except UnreachableError as error:
+        if request.config is None:
+            raise FleetError(f"{path}.source", str(error)) from None
+        remote.unavailable.append((f"{path}.source", str(error)))
+    except FleetError as error:
+        raise FleetError(f"{path}.source", str(error)) from None
+    return ResolvedModel(request, path, _facts(request, models_file, path)), None
+
+
+def _elsewhere(request: ModelRequest, found: Description) -> LocalCheckpoint:
+    manifest_found = found.manifest
+    return LocalCheckpoint(
+        name=request.name,
+        source_path="",
+        digest=str(manifest_found["digest"]),
+        total_bytes=int(manifest_found["total_bytes"]),
+        files=found.files,
+        base_url=found.base_url,
+        credential=found.credential,
+    )
 
 
 def _facts(request: ModelRequest, models_file: str, path: str) -> ModelFacts:
@@ -115,12 +168,12 @@ def _facts(request: ModelRequest, models_file: str, path: str) -> ModelFacts:
         raise FleetError(f"{path}.{key}", str(error)) from None
 
 
-def _checkpoint(request: ModelRequest, models_file: str, path: str) -> LocalCheckpoint:
+def _checkpoint(request: ModelRequest, models_file: str, path: str, remote: RemoteSources | None) -> LocalCheckpoint:
     location = relative_to(models_file, request.source_path or "")
     if not Path(location).is_dir():
         raise FleetError(f"{path}.source", f"{location} is not a directory")
     try:
-        found = manifest(location)
+        found = manifest(location, cache=remote.options.cache if remote else None)
     except FleetError as error:
         raise FleetError(f"{path}.source", str(error)) from None
     except OSError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .document_checks import faults_error
 from .errors import FleetError
+from .fetch_sources import RemoteSources, lock_path_of
 from .host_document import HostDocument, parse_host, parse_hosts, stable_part, with_policy
 from .host_policy import HostPolicy, parse_policies
 from .model_sources import LocalCheckpoint, read_models_file, resolve_models
@@ -18,7 +19,10 @@ from .requests import host_name_faults
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .configurations import ResolvedModel
+    from .fetch_description import SourceOptions
     from .plan_document import Instance
+    from .requests import ModelRequest
 
 APPLIED_SCHEMA = 1
 
@@ -34,6 +38,9 @@ class StageInput:
         hosts: host documents of the hosts that were probed in this run.
         attempted: hosts that this run tried to reach; None when that is not known.
         applied: every applied document that was found, in any order; None and empty ones do not matter.
+        sources: how sources that are not on the controller are reached; without it they need a ``config``.
+        allow_unavailable: plan by ``config`` where a source cannot be reached. Otherwise that is an error, since what
+            is planned could not be served.
     """
 
     models_file: str
@@ -45,6 +52,8 @@ class StageInput:
     engine_port_base: int
     attempted: Sequence[str] | None = None
     optimize: bool = False
+    sources: SourceOptions | None = None
+    allow_unavailable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,7 @@ class StageResult:
         known_models: names of all models that are wanted or still run somewhere.
         notices: lines for the operator.
         table: the plan for the terminal.
+        sources_lock: what the record of sources should hold now; None when it needs no change.
     """
 
     plan: Plan
@@ -72,6 +82,7 @@ class StageResult:
     known_models: tuple[str, ...]
     notices: tuple[str, ...]
     table: str
+    sources_lock: str | None = None
 
 
 def validate(stage: StageInput) -> None:
@@ -85,7 +96,7 @@ def validate(stage: StageInput) -> None:
     faults = host_name_faults(requests, frozenset(stage.inventory_hosts), where=stage.models_file)
     if faults:
         raise faults_error(faults)
-    resolve_models(requests, stage.models_file, with_checkpoints=True)
+    _resolve(stage, requests)
 
 
 def run_stage(stage: StageInput) -> StageResult:
@@ -100,8 +111,8 @@ def run_stage(stage: StageInput) -> StageResult:
     faults = host_name_faults(requests, frozenset(stage.inventory_hosts), where=stage.models_file)
     if faults:
         raise faults_error(faults)
-    models, checkpoints = resolve_models(requests, stage.models_file, with_checkpoints=True)
-    notices: list[str] = []
+    models, checkpoints, remote = _resolve(stage, requests)
+    notices = [f"{where}: {problem}; planned by its config." for where, problem in remote.unavailable] if remote else []
     applied = _newest(stage.applied, notices)
     probed = {name: stage.hosts[name] for name in present if name in stage.hosts}
     documents = {
@@ -136,7 +147,18 @@ def run_stage(stage: StageInput) -> StageResult:
         known_models=tuple(sorted({request.name for request in requests} | {one.model for one in plan.instances})),
         notices=(*notices, *_notices(documents, frozen, plan)),
         table=table,
+        sources_lock=remote.lock_text() if remote else None,
     )
+
+
+def _resolve(
+    stage: StageInput, requests: tuple[ModelRequest, ...]
+) -> tuple[tuple[ResolvedModel, ...], Mapping[str, LocalCheckpoint], RemoteSources | None]:
+    remote = RemoteSources(stage.sources, lock_path_of(stage.models_file)) if stage.sources else None
+    models, checkpoints = resolve_models(requests, stage.models_file, with_checkpoints=True, remote=remote)
+    if remote is not None and remote.unavailable and not stage.allow_unavailable:
+        raise faults_error(remote.unavailable)
+    return models, checkpoints, remote
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +286,8 @@ def _checkpoints(
                 needed.setdefault(host, {})[found.name] = {
                     "name": found.name,
                     "source_path": found.source_path,
+                    "base_url": found.base_url,
+                    "credential": found.credential,
                     "digest": found.digest,
                     "total_bytes": found.total_bytes,
                     "files": dict(found.files),

@@ -73,6 +73,10 @@ def case(tmp_path, entries, **changes):
         "hosts": document["hosts"],
         "applied": [None, ""],
         "accelerator": "cpu",
+        # Nobody listens there: the models are planned by their config.
+        "hub_endpoint": "http://127.0.0.1:9",
+        "allow_unavailable": True,
+        "cache_dir": str(tmp_path / "cache"),
         "engine_version": ENGINE,
         "output": str(tmp_path / "state" / "plan.json"),
         **changes,

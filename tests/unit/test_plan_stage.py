@@ -154,7 +154,7 @@ def test_checkpoints_go_where_they_are_needed(tmp_path, checkpoint):
     (needed,) = result.checkpoints["b"]
     assert "a" not in result.checkpoints
     assert needed["source_path"] == str(checkpoint)
-    assert set(needed) == {"name", "source_path", "digest", "total_bytes", "files"}
+    assert set(needed) == {"name", "source_path", "base_url", "credential", "digest", "total_bytes", "files"}
     (one,) = result.plan.instances
     assert one.engine_args["model"] == f"/var/lib/l40s-fleet/models/m-{needed['digest'][:12]}"
     frozen = run_stage(without(applied(result, stage), "b"))
