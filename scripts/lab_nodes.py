@@ -176,6 +176,7 @@ class LabNodes:
         shutil.copy2(ssh / "id_ed25519.pub", directory / "ssh" / "authorized_keys")
         cpu_count = os.cpu_count() or 1
         write_sysfs(directory / "sys", node, cpu_count)
+        (directory / "kmsg").write_text(f"6,0,0,-;Linux version: the simulated kernel log of {node}\n")
         if node in GPU_HOSTS:
             (directory / "gpus.conf").write_text(nvml_description(node, cpu_count))
             compile_nvml(directory / NVML_LIBRARY)

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BRIDGE_CLASS = "0x060400"
+# A bridge's configuration space: behind the first extended capability (0x100, Advanced Error Reporting) comes Access
+# Control Services (0x148), whose control register is 6 bytes on. Source validation alone is on: no redirection.
+ACS_CONTROL_OFFSET = 0x14E
+ACS_SOURCE_VALIDATION = 0x0001
 LINK = {"current_link_speed": "16.0 GT/s PCIe", "current_link_width": "16"}
 
 
@@ -40,10 +44,10 @@ def _write_switch(root: Path, gpus: list[Gpu], places: dict[str, str]) -> None:
     root_port = complex_ / f"0000:{first_bus - 3:02x}:01.0"
     upstream = root_port / f"0000:{first_bus - 2:02x}:00.0"
     for bridge, vendor, device in ((root_port, "0x8086", "0x352a"), (upstream, "0x1000", "0xc030")):
-        _write_device(root, bridge, {"vendor": vendor, "device": device, "class": BRIDGE_CLASS, **places})
+        _write_bridge(root, bridge, {"vendor": vendor, "device": device, **places})
     for port, gpu in enumerate(gpus):
         downstream = upstream / f"0000:{first_bus - 1:02x}:{port:02x}.0"
-        _write_device(root, downstream, {"vendor": "0x1000", "device": "0xc030", "class": BRIDGE_CLASS, **places})
+        _write_bridge(root, downstream, {"vendor": "0x1000", "device": "0xc030", **places})
         directory = downstream / gpu.sysfs_address
         identity = {
             "vendor": "0x10de",
@@ -56,6 +60,20 @@ def _write_switch(root: Path, gpus: list[Gpu], places: dict[str, str]) -> None:
         _write_device(root, directory, {**identity, **places})
         depth = len(directory.relative_to(root).parts)
         (directory / "driver").symlink_to("../" * depth + "bus/pci/drivers/nvidia")
+
+
+def configuration_space(acs_control: int) -> bytes:
+    """The 4,096 bytes that root reads of a bridge, as far as the probe looks at them."""
+    space = bytearray(4096)
+    space[0x100:0x104] = (0x0001 | 1 << 16 | 0x148 << 20).to_bytes(4, "little")
+    space[0x148:0x14C] = (0x000D | 1 << 16).to_bytes(4, "little")
+    space[ACS_CONTROL_OFFSET : ACS_CONTROL_OFFSET + 2] = acs_control.to_bytes(2, "little")
+    return bytes(space)
+
+
+def _write_bridge(root: Path, directory: Path, files: dict[str, str]) -> None:
+    _write_device(root, directory, {**files, "class": BRIDGE_CLASS})
+    (directory / "config").write_bytes(configuration_space(ACS_SOURCE_VALIDATION))
 
 
 def _write_device(root: Path, directory: Path, files: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from fleet.probe_host import Paths
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT / "scripts"))
 from lab_nodes import compile_nvml  # noqa: E402
-from lab_sysfs import write_sysfs  # noqa: E402
+from lab_sysfs import configuration_space, write_sysfs  # noqa: E402
 from lab_topology import CUDA_DRIVER_VERSION, DRIVER_VERSION, gpus_of, nvml_description  # noqa: E402
 
 HOST = "l40s-01"
@@ -104,11 +104,8 @@ class Node:
         (self.paths.sysfs / "bus/pci/devices" / bus_id / name).write_text(content + "\n")
 
     def write_bridges(self, acs_control: int) -> None:
-        """Gives every bridge a configuration space with Access Control Services behind another capability."""
-        space = bytearray(4096)
-        space[0x100:0x104] = (0x0001 | 1 << 16 | 0x148 << 20).to_bytes(4, "little")
-        space[0x148:0x14C] = (0x000D | 1 << 16).to_bytes(4, "little")
-        space[0x14E:0x150] = acs_control.to_bytes(2, "little")
+        """Gives every bridge a configuration space with this ACS control register."""
+        space = configuration_space(acs_control)
         for device in (self.paths.sysfs / "bus/pci/devices").iterdir():
             if (device / "class").read_text().startswith("0x0604"):
                 (device / "config").write_bytes(space)
