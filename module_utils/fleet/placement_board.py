@@ -1,30 +1,33 @@
-"""Who holds which GPU, and what the replicas of a model add up to."""
+"""Who holds which GPU, and what is left of each host."""
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
-
-from .placement_problem import TOLERANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .placement_problem import GpuRoom, HostRoom, Placed, Shape, Wish
+    from .placement_problem import GpuRoom, HostRoom, Placed, Shape, Standing, Wish
 
 
 class Board:
-    """Who holds which GPU."""
+    """Who holds which GPU, and what is left of each host's memory and disk."""
 
-    def __init__(self, hosts: Sequence[HostRoom]) -> None:
+    def __init__(self, hosts: Sequence[HostRoom], wishes: Sequence[Wish]) -> None:
+        self._wishes = {wish.model: wish for wish in wishes}
         self.rooms = {host.name: host for host in sorted(hosts, key=lambda host: host.name)}
-        self._holders: dict[tuple[str, str], Placed] = {}
+        self._holders: dict[tuple[str, str], tuple[Placed, ...]] = {}
         self._known = {(host.name, gpu.uuid) for host in hosts for gpu in host.gpus}
         self._free_counts = {host.name: len(host.gpus) for host in hosts}
+        self._on_host: dict[str, list[Placed]] = {host.name: [] for host in hosts}
 
     def placed(self) -> set[Placed]:
         """Everything that stands."""
-        return set(self._holders.values())
+        return {place for holders in self._holders.values() for place in holders}
+
+    def on_host(self, host: str) -> tuple[Placed, ...]:
+        """What stands on a host, in a fixed order."""
+        return tuple(sorted(self._on_host[host], key=lambda place: (place.gpus, place.model, str(place.shape))))
 
     def free(self, host: str) -> list[GpuRoom]:
         """The free GPUs of a host."""
@@ -38,113 +41,80 @@ class Board:
         """Whether GPUs are there and nobody holds them."""
         return all((host, uuid) in self._known and (host, uuid) not in self._holders for uuid in uuids)
 
-    def holder(self, host: str, uuid: str) -> Placed | None:
+    def holders(self, host: str, uuid: str) -> tuple[Placed, ...]:
         """Who holds a GPU."""
-        return self._holders.get((host, uuid))
+        return self._holders.get((host, uuid), ())
+
+    def joinable(self, host: str, shape: Shape) -> str | None:
+        """A GPU on which there is room beside instances that share it in the same way; the fullest, then the first."""
+        found = []
+        for gpu in self.rooms[host].gpus:
+            holders = self.holders(host, gpu.uuid)
+            if holders and gpu.kind == shape.kind and self.may_stand(host, gpu.uuid, shape):
+                found.append((-len(holders), gpu.index, gpu.uuid))
+        return min(found)[2] if found else None
+
+    def may_stand(self, host: str, uuid: str, shape: Shape) -> bool:
+        """Whether a GPU is there, and free or shared in this shape's way with room left."""
+        holders = self.holders(host, uuid)
+        if not holders:
+            return (host, uuid) in self._known
+        return shape.ways > 1 and len(holders) < shape.ways and all(one.shape.ways == shape.ways for one in holders)
+
+    def may_take(self, one: Standing) -> bool:
+        """Whether a running instance may have the place where it runs."""
+        if one.shape.ways > 1:
+            taken = {holder.seat for holder in self.holders(one.host, one.gpus[0])}
+            return one.seat not in taken and self.may_stand(one.host, one.gpus[0], one.shape)
+        return all(self.are_free(host, uuids) for host, uuids in ((one.host, one.gpus), *one.further))
+
+    def seat(self, host: str, uuid: str) -> int:
+        """The first free seat on a shared GPU."""
+        taken = {one.seat for one in self.holders(host, uuid)}
+        return next(number for number in range(len(taken) + 1) if number not in taken)
+
+    def has_means(self, host: str, wish: Wish, shape: Shape, *, without: Iterable[Placed] = ()) -> bool:
+        """Whether a host has the memory and disk that one more replica takes.
+
+        Args:
+            host: the host.
+            wish: of the model.
+            shape: of the replica.
+            without: what would go first.
+        """
+        room = self.rooms[host]
+        if room.memory_bytes is None and room.disk_bytes is None:
+            return True
+        going = set(map(id, without))
+        staying = [one for one in self._on_host[host] if id(one) not in going]
+        if room.memory_bytes is not None:
+            used = sum(self._wishes[one.model].host_memory.get(one.shape, 0) for one in staying)
+            if used + wish.host_memory.get(shape, 0) > room.memory_bytes:
+                return False
+        if room.disk_bytes is None or host in wish.stored_on or not wish.checkpoint_bytes:
+            return True
+        models = {one.model for one in staying} | {wish.model}
+        new = (self._wishes[model] for model in models)
+        return sum(one.checkpoint_bytes for one in new if host not in one.stored_on) <= room.disk_bytes
 
     def take(self, place: Placed) -> None:
         """Give a replica its GPUs."""
-        for uuid in place.gpus:
-            self._holders[place.host, uuid] = place
-        self._free_counts[place.host] -= len(place.gpus)
+        for host, uuid in place.cells:
+            before = self._holders.get((host, uuid), ())
+            self._free_counts[host] -= not before
+            self._holders[host, uuid] = (*before, place)
+        for host in place.hosts:
+            self._on_host[host].append(place)
 
     def release(self, place: Placed) -> None:
         """Take a replica's GPUs back."""
-        for uuid in place.gpus:
-            del self._holders[place.host, uuid]
-        self._free_counts[place.host] += len(place.gpus)
-
-
-class Tally:
-    """What the replicas of one model add up to, on each host."""
-
-    def __init__(self, wish: Wish) -> None:
-        self.wish = wish
-        self.placed: list[Placed] = []
-        self.replicas: dict[str, int] = {}
-        self.loads: dict[str, float] = {}
-        self._shapes: Counter[Shape] = Counter()
-        amounts = wish.carried_elsewhere if wish.demand is not None else (1.0,) * len(wish.elsewhere)
-        for host, amount in zip(wish.elsewhere, amounts, strict=True):
-            self._count(host, 1, amount)
-        self._elsewhere = sum(amounts)
-
-    @property
-    def amount(self) -> float:
-        """What all replicas add up to."""
-        # Counted by shape, so that it does not depend on the order in which replicas came and went.
-        counts = (
-            sorted(self._shapes.items(), key=lambda item: str(item[0]))
-            if len(self._shapes) > 1
-            else self._shapes.items()
-        )
-        return self._elsewhere + sum(count * self.wish.amount(shape) for shape, count in counts)
-
-    @property
-    def heaviest(self) -> str | None:
-        """The host that carries most."""
-        return max(sorted(self.replicas), key=lambda host: self.loads[host], default=None)
-
-    def add(self, place: Placed) -> None:
-        """Count a replica."""
-        self.placed.append(place)
-        self._shapes[place.shape] += 1
-        self._count(place.host, 1, self.wish.amount(place.shape))
-
-    def remove(self, place: Placed) -> None:
-        """Count a replica no longer."""
-        self.placed.remove(place)
-        self._shapes[place.shape] -= 1
-        self._count(place.host, -1, -self.wish.amount(place.shape))
-
-    @property
-    def missing(self) -> int:
-        """Replicas below what is wanted whatever the demand."""
-        return max(0, self.wish.count - len(self.placed))
-
-    @property
-    def carried(self) -> float:
-        """Share of what is required."""
-        required = self.wish.required
-        share = self.amount / required if required > 0 else 1.0
-        return 1.0 if share >= 1.0 - TOLERANCE else share
-
-    @property
-    def carried_without_a_host(self) -> float:
-        """Share that is left of it when the heaviest host is lost; 1 when that is not asked for."""
-        required = self.wish.required_without_a_host
-        if required <= 0.0:
-            return 1.0
-        heaviest = self.heaviest
-        left = self.amount - self.loads[heaviest] if heaviest is not None else 0.0
-        share = left / required
-        return 1.0 if share >= 1.0 - TOLERANCE else share
-
-    @property
-    def complete(self) -> bool:
-        """Whether all that is wanted stands."""
-        return not self.missing and self.carried >= 1.0 and self.carried_without_a_host >= 1.0
-
-    def is_spare(self, place: Placed) -> bool:
-        """Whether nothing would be missed without this replica."""
-        if place.pin is not None:
-            return False
-        if self.wish.demand is None and len(self.placed) <= self.wish.count:
-            return False
-        before = self._score()
-        self._shapes[place.shape] -= 1
-        self._count(place.host, -1, -self.wish.amount(place.shape))
-        spare = self._score(one_less=1) == before
-        self._shapes[place.shape] += 1
-        self._count(place.host, 1, self.wish.amount(place.shape))
-        return spare
-
-    def _score(self, one_less: int = 0) -> tuple[int, float, float]:
-        missing = max(0, self.wish.count - len(self.placed) + one_less)
-        return missing, round(self.carried, 9), round(self.carried_without_a_host, 9)
-
-    def _count(self, host: str, replicas: int, amount: float) -> None:
-        self.replicas[host] = self.replicas.get(host, 0) + replicas
-        self.loads[host] = self.loads.get(host, 0.0) + amount
-        if not self.replicas[host]:
-            del self.replicas[host], self.loads[host]
+        for host, uuid in place.cells:
+            # By identity: sharers of one model look alike.
+            left = tuple(one for one in self._holders[host, uuid] if one is not place)
+            if left:
+                self._holders[host, uuid] = left
+            else:
+                del self._holders[host, uuid]
+                self._free_counts[host] += 1
+        for host in place.hosts:
+            self._on_host[host] = [one for one in self._on_host[host] if one is not place]

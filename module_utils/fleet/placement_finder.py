@@ -10,8 +10,11 @@ from .placement_gpus import choose_gpus
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .placement_board import Board, Tally
+    from .placement_board import Board
     from .placement_problem import Cause, GpuRoom, PinnedPlace, Shape, Standing
+    from .placement_tally import Tally
+
+_MANY = 1 << 30
 
 Found = tuple[str, "Shape", tuple[str, ...]]
 
@@ -44,7 +47,9 @@ class Finder:
         self._priorities = priorities
         lower = {priority for priority in priorities.values() if priority < self.wish.priority}
         self._thresholds: tuple[int | None, ...] = (None, *sorted(lower))
-        self._least = min((shape.gpus for shape in self.wish.shapes), default=1)
+        shapes = self.wish.shapes
+        # A part of a GPU may find room where no GPU is free.
+        self._least = 0 if any(shape.ways > 1 for shape in shapes) else min((s.gpus for s in shapes), default=1)
         self._heap: list[tuple[int, int, float, str]] = []
         self.sort_hosts()
 
@@ -54,6 +59,8 @@ class Finder:
 
     def sort_hosts(self) -> None:
         """Start anew, after GPUs became free."""
+        # So many GPUs and more are no longer found beside the reserved ones.
+        self._only_foreign = _MANY
         self._heap = [self._key(name) for name in self._board.rooms if name in self.wish.hosts]
         heapq.heapify(self._heap)
 
@@ -61,21 +68,24 @@ class Finder:
         """A place that fulfils a pin. GPUs of lower priority replicas may be in it."""
         if pin.host not in self._board.rooms or pin.host not in self.wish.hosts:
             return None
+        shapes = [shape for shape in self.wish.shapes if not pin.gpus or shape.gpus == len(pin.gpus)]
         for threshold in self._thresholds:
             gpus = self._available(pin.host, threshold)
             if pin.gpus:
                 gpus = [gpu for gpu in gpus if gpu.uuid in pin.gpus]
-            for shape in self.wish.shapes:
-                if pin.gpus and shape.gpus != len(pin.gpus):
-                    continue
-                uuids = choose_gpus(self._board.rooms[pin.host], gpus, shape)
-                if uuids is not None:
-                    return pin.host, shape, uuids
+            found = self._among(pin.host, gpus, shapes)
+            if found is not None:
+                return found
         return None
 
     def free_place(self, shapes: Sequence[Shape], *, crowded: str | None = None) -> Found | None:
         """A place of free GPUs, away from reserved ones if possible, and not on the crowded host."""
-        found = self._scan(shapes, crowded, None, avoid_foreign=True) if self._foreign else None
+        found = None
+        smallest = min((shape.gpus for shape in shapes), default=0)
+        if self._foreign and smallest < self._only_foreign:
+            found = self._scan(shapes, crowded, None, avoid_foreign=True)
+            if found is None and crowded is None:
+                self._only_foreign = smallest
         return found or self._scan(shapes, crowded, None)
 
     def anywhere(self, shapes: Sequence[Shape], *, crowded: str | None) -> Found | None:
@@ -94,11 +104,7 @@ class Finder:
         gpus = self._available(host, threshold)
         if avoid_foreign:
             gpus = [gpu for gpu in gpus if (host, gpu.uuid) not in self._foreign]
-        for shape in shapes:
-            uuids = choose_gpus(self._board.rooms[host], gpus, shape)
-            if uuids is not None:
-                return host, shape, uuids
-        return None
+        return self._among(host, gpus, shapes)
 
     def same_place(
         self, leaving: Sequence[tuple[Standing, Cause]], shapes: Sequence[Shape], pin: PinnedPlace | None = None
@@ -107,7 +113,8 @@ class Finder:
         for now, cause in leaving:
             if cause != "optimize" or now.host not in self.wish.hosts or now.shape not in shapes:
                 continue
-            if (pin is None or fulfils(now, pin)) and self._board.are_free(now.host, now.gpus):
+            free = self._board.are_free(now.host, now.gpus) and now.shape.ways == 1 and not now.further
+            if (pin is None or fulfils(now, pin)) and free and self._board.has_means(now.host, self.wish, now.shape):
                 return now.host, now.shape, now.gpus
         return None
 
@@ -134,14 +141,31 @@ class Finder:
             heapq.heappush(self._heap, key)
         return found
 
+    def _among(self, host: str, gpus: Sequence[GpuRoom], shapes: Sequence[Shape]) -> Found | None:
+        """A place on some GPUs of one host; those of its holders that lose them give their memory and disk back."""
+        going = [holder for gpu in gpus for holder in self._board.holders(host, gpu.uuid)]
+        for shape in shapes:
+            if not self._board.has_means(host, self.wish, shape, without=going):
+                continue
+            beside = self._board.joinable(host, shape) if shape.ways > 1 else None
+            uuids = (beside,) if beside is not None else choose_gpus(self._board.rooms[host], gpus, shape)
+            if uuids is None:
+                continue
+            if going:
+                victims = [holder for uuid in uuids for holder in self._board.holders(host, uuid)]
+                if beside is None and not self._board.has_means(host, self.wish, shape, without=victims):
+                    continue
+            return host, shape, uuids
+        return None
+
     def _available(self, host: str, threshold: int | None) -> list[GpuRoom]:
         """Free GPUs and, with a threshold, those held by replicas of at most that priority."""
         if threshold is None:
             return self._board.free(host)
         result = []
         for gpu in self._board.rooms[host].gpus:
-            holder = self._board.holder(host, gpu.uuid)
-            if holder is None or self._priorities[holder.model] <= threshold:
+            holders = self._board.holders(host, gpu.uuid)
+            if all(self._priorities[holder.model] <= threshold and not holder.further for holder in holders):
                 result.append(gpu)
         return result
 

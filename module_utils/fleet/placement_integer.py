@@ -79,10 +79,9 @@ class IntegerProgram:
         return sum(coefficient * self._solution[variable] for variable, coefficient in terms)
 
     def fix(self, terms: Iterable[tuple[int, int]]) -> None:
-        """Keep what the last solution reached, and start the next search from it."""
+        """Let a sum that was made least be no more than what was reached, and start the next search from there."""
         listed = list(terms)
-        reached = self.total(listed)
-        self.constrain(listed, least=reached, most=reached)
+        self.constrain(listed, most=self.total(listed))
         self._proto.clear_solution_hint()
         self._proto.solution_hint.vars.extend(list(range(len(self._solution))))
         self._proto.solution_hint.values.extend(self._solution)

@@ -26,6 +26,9 @@ Cause = Literal[
 
 # Shares of a demand that differ by less than this are equal.
 TOLERANCE = 1e-6
+# Into how many instances a GPU may be shared out, and a unit in which all such parts are whole numbers.
+SHARED_WAYS = (2, 3, 4, 6, 8)
+GPU_PARTS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,16 @@ class HostRoom:
     Args:
         failed_pairs: UUID pairs between which a peer-to-peer test failed: never in one tensor group.
         verified_pairs: UUID pairs between which it passed: preferred for a tensor group.
+        memory_bytes: of the host, for engines; None when it is not known.
+        disk_bytes: free for checkpoints beside those that are there; None when it is not known.
     """
 
     name: str
     gpus: tuple[GpuRoom, ...]
     failed_pairs: frozenset[frozenset[str]] = frozenset()
     verified_pairs: frozenset[frozenset[str]] = frozenset()
+    memory_bytes: int | None = None
+    disk_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,8 @@ class Shape:
 
     ``precision`` is empty for the most faithful one that fits and meets the objectives; otherwise it names what is less
     faithful: ``fp8`` weights, ``kv_fp8`` for the cache, ``fp8+kv_fp8`` for both. ``max_num_batched_tokens`` is 0 where
-    it is not chosen to suit the traffic.
+    it is not chosen to suit the traffic. Of ``ways`` instances that share one GPU each has that part of its memory; all
+    on that GPU have the same number. A shape over several ``nodes`` takes as many GPUs on each.
     """
 
     kind: str
@@ -68,11 +76,18 @@ class Shape:
     pipeline_parallel: int = 1
     precision: str = ""
     max_num_batched_tokens: int = 0
+    ways: int = 1
+    nodes: int = 1
 
     @property
     def gpus(self) -> int:
         """How many."""
         return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def parts(self) -> int:
+        """How much that is, in ``GPU_PARTS`` of a GPU."""
+        return self.gpus * GPU_PARTS // self.ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +116,11 @@ class Wish:
         most: at most so many replicas, beside those on frozen hosts.
         sacrifices: shapes whose precision is used only where demand would be left otherwise.
         carried_elsewhere: requests/s of each replica in ``elsewhere``.
+        shared_shapes: parts of a GPU, used only where demand would be left otherwise.
+        wide_shapes: shapes over several hosts, used only where no other is left.
+        host_memory: bytes of host memory that one replica takes on each of its hosts, by shape.
+        checkpoint_bytes: disk that a host needs for the model, whatever the number of its replicas there.
+        stored_on: hosts that have the checkpoint already.
     """
 
     model: str
@@ -117,6 +137,11 @@ class Wish:
     most: int | None = None
     sacrifices: frozenset[Shape] = frozenset()
     carried_elsewhere: tuple[float, ...] = ()
+    shared_shapes: tuple[Shape, ...] = ()
+    wide_shapes: tuple[Shape, ...] = ()
+    host_memory: Mapping[Shape, int] = field(default_factory=dict)
+    checkpoint_bytes: int = 0
+    stored_on: frozenset[str] = frozenset()
 
     @property
     def required(self) -> float:
@@ -135,9 +160,13 @@ class Wish:
         return self.capacity.get(shape, 0.0) if self.demand is not None else 1.0
 
 
+# GPUs of one instance on hosts beyond its first: (host, UUIDs).
+Further = tuple[tuple[str, tuple[str, ...]], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """An instance that runs now. With a ``cause`` it cannot stay where it is."""
+    """An instance that runs now. With a ``cause`` it cannot stay where it is. ``seat`` is that on a shared GPU."""
 
     id: str
     model: str
@@ -145,6 +174,8 @@ class Standing:
     gpus: tuple[str, ...]
     shape: Shape
     cause: Cause | None = None
+    seat: int = 0
+    further: Further = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +186,8 @@ class Placed:
         standing: the running instance that it is, if any.
         cause: why that instance left its place; None when it stays or is new.
         pin: position of the pin that it fulfils.
+        seat: of instances that share a GPU, the first has 0; they start in this order.
+        further: its GPUs on hosts beyond the first.
     """
 
     model: str
@@ -164,11 +197,29 @@ class Placed:
     standing: Standing | None = None
     cause: Cause | None = None
     pin: int | None = None
+    seat: int = 0
+    further: Further = ()
 
     @property
     def stays(self) -> bool:
         """Whether the instance runs on these GPUs already."""
         return self.standing is not None and self.cause is None
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Its hosts, in the order of the ranks."""
+        return (self.host, *(host for host, _ in self.further)) if self.further else (self.host,)
+
+    @property
+    def cells(self) -> list[tuple[str, str]]:
+        """(host, UUID) of every GPU, in the order of the ranks."""
+        own = [(self.host, uuid) for uuid in self.gpus]
+        return own + [(host, uuid) for host, uuids in self.further for uuid in uuids] if self.further else own
+
+
+def as_placed(one: Standing, *, pin: int | None = None) -> Placed:
+    """A running instance that stays where it is."""
+    return Placed(one.model, one.host, one.gpus, one.shape, standing=one, pin=pin, seat=one.seat, further=one.further)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +255,7 @@ class Decision:
     @property
     def gpus_used(self) -> int:
         """GPUs of all placed replicas."""
-        return sum(len(one.gpus) for one in self.placed)
+        return len({cell for one in self.placed for cell in one.cells})
 
     @property
     def missing(self) -> int:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # A model's need in units that the integer program counts in.
 UNITS = 10**6
 _DETERMINISTIC_TIME = 2.0
-# Programs with fewer variables than this are solved to the end, larger ones until they are this close.
-_SMALL = 200
+# Programs with fewer counts than this are solved to the end, larger ones until they are this close.
+_SMALL = 100
 _RELATIVE_GAP = 0.002
 
 
@@ -76,14 +76,14 @@ class SizingProgram:
         found = Solution(Counter(), {})
         for priority in sorted({ask.wish.priority for ask in self._asks}, reverse=True):
             asks = [ask for ask in self._asks if ask.wish.priority == priority]
-            terms = [(variable, 1) for ask in asks for variable, _ in self._carried[ask.wish.model]]
-            if not terms or not self._program.minimize([(variable, -1) for variable, _ in terms]):
+            terms = [(variable, -1) for ask in asks for variable, _ in self._carried[ask.wish.model]]
+            if not terms or not self._program.minimize(terms):
                 continue
             self._program.fix(terms)
             found = self._solution()
             least = self._smallest_share(asks)
             if least is not None and self._program.minimize([(least, -1)]):
-                self._program.fix([(least, 1)])
+                self._program.fix([(least, -1)])
                 found = self._solution()
         return self._cheapest() or found
 
@@ -166,9 +166,9 @@ class SizingProgram:
         """What is carried of one model: its demand, its replicas, and what is left without any one host."""
         program, wish = self._program, ask.wish
         mine = {key: variable for key, variable in self._counts.items() if key[0] == wish.model}
-        units = {shape: _units(wish.amount(shape), wish.required) for shape in self._shapes[wish.model]}
-        new_units = [(variable, -units[shape]) for (_, shape, _), variable in mine.items()]
-        there = _units(ask.amount, wish.required)
+        each = {shape: units(wish.amount(shape), wish.required) for shape in self._shapes[wish.model]}
+        new_units = [(variable, -each[shape]) for (_, shape, _), variable in mine.items()]
+        there = units(ask.amount, wish.required)
         terms: list[tuple[int, int]] = []
         if wish.demand is None or wish.most is not None:
             most = wish.count if wish.demand is None else wish.most or 0
@@ -185,7 +185,7 @@ class SizingProgram:
             program.constrain([(counted, 1), *((variable, -1) for variable in mine.values())], most=0)
             terms.append((counted, least))
         if wish.required_without_a_host > 0:
-            target = _units(wish.required_without_a_host, wish.required)
+            target = units(wish.required_without_a_host, wish.required)
             heaviest = self._heaviest(ask, mine, most=10 * UNITS + there)
             left = program.integer(target)
             program.constrain([(left, 1), (heaviest, 1), *new_units], most=there)
@@ -198,7 +198,7 @@ class SizingProgram:
         heaviest = program.integer(most)
         for host, load in sorted(ask.loads.items()):
             if all(host not in one.hosts for one in self._classes):
-                program.constrain([(heaviest, 1)], least=_units(load, wish.required))
+                program.constrain([(heaviest, 1)], least=units(load, wish.required))
         for position, one in enumerate(self._classes):
             load = max(ask.loads.get(host, 0.0) for host in one.hosts)
             on_one = []
@@ -209,8 +209,8 @@ class SizingProgram:
                 if len(one.hosts) > 1:
                     each = program.integer(len(one.free))
                     program.constrain([(each, len(one.hosts)), (variable, -1)], least=0)
-                on_one.append((each, -_units(wish.amount(shape), wish.required)))
-            program.constrain([(heaviest, 1), *on_one], least=_units(load, wish.required))
+                on_one.append((each, -units(wish.amount(shape), wish.required)))
+            program.constrain([(heaviest, 1), *on_one], least=units(load, wish.required))
         return heaviest
 
     def _plainly_too_much(self) -> bool:
@@ -237,7 +237,8 @@ class SizingProgram:
         )
 
 
-def _units(amount: float, required: float) -> int:
+def units(amount: float, required: float) -> int:
+    """An amount in units of what is required, rounded down."""
     return int(amount / required * UNITS * (1.0 + 1e-12) + 1e-9) if required > 0 else UNITS
 
 

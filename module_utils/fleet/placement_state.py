@@ -10,8 +10,11 @@ from .placement_problem import TOLERANCE, Shortage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .placement_board import Tally
     from .placement_problem import Cause, Placed, Shape, Standing, Wish
+    from .placement_tally import Tally
+
+# What left for these reasons may have its place back.
+_FOR_GAIN = ("optimize", "demand")
 
 
 @dataclass(slots=True)
@@ -68,7 +71,7 @@ class State:
         """The running instance that a new replica is: one that stood just there, else the first that left."""
         for entry in self.leaving:
             now, cause = entry
-            if cause == "optimize" and (now.host, now.gpus) == (host, uuids):
+            if cause in _FOR_GAIN and (now.host, now.gpus) == (host, uuids):
                 self.leaving.remove(entry)
                 return now, None
         return self.leaving.pop(0) if self.leaving else (None, None)

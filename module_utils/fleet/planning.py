@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .carrying import Carrying
     from .configurations import ResolvedModel
     from .host_document import HostDocument
-    from .placement_problem import Decision, Shape, Shortage, Standing, Wish
+    from .placement_problem import Decision, Shape, Standing, Wish
     from .plan_document import Instance, Refusal
     from .wishes import Prepared
 
@@ -65,11 +65,9 @@ def make_plan(
     untouchable, touchable = split_current(current, view.frozen, by_name.keys())
     question = _Question(view, configurations, by_name, untouchable, touchable, engine_version)
     answer = question.answer((), optimize=optimize)
-    if any(question.may_be_less_precise(shortage) for shortage in answer.decision.shortages):
+    if answer.decision.shortages and question.may_be_less_precise:
         # Precision is given up only where demand would be left otherwise.
-        less_precise = question.answer(LESS_FAITHFUL, optimize=optimize)
-        if less_precise.score <= answer.score:
-            answer = less_precise
+        answer = question.answer(LESS_FAITHFUL, optimize=optimize)
     instances = plan_instances(
         answer.decision,
         answer.prepared,
@@ -111,7 +109,6 @@ class _Answer:
         candidates: by model, the configurations that it chose among and those that run.
         why_leaving: in words, why an instance could not stay, by id.
         improvement: what moving more would bring, if anything.
-        score: smaller is better: what is not carried, the highest priority first, then GPUs.
     """
 
     decision: Decision
@@ -119,7 +116,6 @@ class _Answer:
     candidates: Mapping[str, tuple[Configuration, ...]]
     why_leaving: Mapping[str, str]
     improvement: dict[str, Any] | None
-    score: tuple[object, ...]
 
     @property
     def capacity(self) -> dict[str, dict[Shape, float]]:
@@ -141,9 +137,10 @@ class _Question:
     touchable: Mapping[str, Instance]
     engine_version: str
 
-    def may_be_less_precise(self, shortage: Shortage) -> bool:
-        """Whether a model that lacks something may use a less faithful precision, or make others use one."""
-        return any(map(_chooses_precision, self.models.values())) and not shortage.at_most
+    @property
+    def may_be_less_precise(self) -> bool:
+        """Whether any model may use a less faithful precision."""
+        return any(map(_chooses_precision, self.models.values()))
 
     def answer(self, precisions: Sequence[str], *, optimize: bool) -> _Answer:
         """Decide with these precisions."""
@@ -182,7 +179,7 @@ class _Question:
             if ready.wish is not None
         ]
         rooms = list(self.view.rooms.values())
-        draft = not precisions and any(map(_chooses_precision, self.models.values()))
+        draft = not precisions and self.may_be_less_precise
         decision = decide(wishes, rooms, standing, draft=draft)
         improvement = None
         if standing and not (draft and decision.shortages) and _may_improve(decision, wishes, candidates):
@@ -201,7 +198,6 @@ class _Question:
             {name: tuple(sorted(found.values(), key=_candidate_order)) for name, found in candidates.items()},
             why_leaving,
             improvement,
-            _score(decision, wishes),
         )
 
     def _running(self, now: Standing, model: ResolvedModel) -> Configuration | None:

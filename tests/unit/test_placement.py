@@ -165,10 +165,60 @@ def test_optimizing_moves_what_is_in_the_way_and_nothing_else():
     running = [standing("m-1", "a", "a0"), standing("m-2", "b", "b0"), standing("n-1", "c", "c0")]
     wishes = [wish("m", 2), wish("n"), wish("wide", shapes=(TP2,))]
     hosts = [room("a", gpus=2), room("b", gpus=2), room("c", gpus=1)]
-    assert decide(wishes, hosts, running).missing == 1
     decision = decide(wishes, hosts, running, optimize=True)
     assert decision.missing == 0
     assert sorted(one.standing.id for one in decision.placed if one.stays) == ["m-2", "n-1"]
+
+
+def test_one_instance_makes_room_for_a_group_that_would_be_left():
+    running = [standing("m-1", "a", "a0"), standing("n-1", "b", "b0")]
+    hosts = [room("a", gpus=2), room("b", gpus=2)]
+    decision = decide([wish("m"), wish("n"), wish("wide", shapes=(TP2,))], hosts, running)
+    assert not decision.shortages
+    assert sorted(str(one.cause) for one in decision.placed if one.standing) == ["None", "demand"]
+
+
+def test_nothing_moves_when_that_does_not_help():
+    running = [standing("m-1", "a", "a0"), standing("n-1", "b", "b0")]
+    hosts = [room("a", gpus=2, failed=[("a0", "a1")]), room("b", gpus=2, failed=[("b0", "b1")])]
+    decision = decide([wish("m"), wish("n"), wish("wide", shapes=(TP2,))], hosts, running)
+    assert [one.model for one in decision.shortages] == ["wide"]
+    assert all(one.stays for one in decision.placed)
+
+
+def test_a_running_shape_that_carries_too_little_is_replaced():
+    running = [standing(f"m-{n}", "a", f"a{n}") for n in range(4)]
+    asked = wish("m", shapes=(ONE, TP2), demand=5.0, capacity={ONE: 1.0, TP2: 2.5})
+    decision = decide([asked], [room("a")], running)
+    assert not decision.shortages
+    assert [(one.shape, one.cause) for one in decision.placed] == [(TP2, "demand"), (TP2, "demand")]
+
+
+def test_another_precision_on_the_same_gpus_is_no_move():
+    faster = Shape("L40S", precision="fp8")
+    asked = wish(
+        "m", shapes=(ONE, faster), demand=2.9, capacity={ONE: 1.0, faster: 2.0}, sacrifices=frozenset([faster])
+    )
+    running = [standing("m-1", "a", "a0"), standing("m-2", "a", "a1")]
+    decision = decide([asked], [room("a", gpus=2)], running)
+    assert not decision.shortages
+    assert sorted(one.shape.precision for one in decision.placed) == ["", "fp8"]
+    assert all(one.stays for one in decision.placed)
+
+
+def test_demand_of_equal_priority_takes_nothing_away():
+    low = wish("low", demand=2.0, capacity={ONE: 1.0})
+    new = wish("new", demand=1.0, capacity={ONE: 1.0})
+    running = [standing("low-1", "a", "a0"), standing("low-2", "a", "a1")]
+    decision = decide([low, new], [room("a", gpus=2)], running)
+    assert [(one.model, one.carried) for one in decision.shortages] == [("new", 0.0)]
+    assert all(one.stays for one in decision.placed)
+
+
+def test_models_of_one_priority_share_what_there_is():
+    asked = [wish(name, demand=8.0, capacity={ONE: 1.0}) for name in ("m", "n")]
+    decision = decide(asked, [room("a", gpus=8)], [])
+    assert [(one.model, one.carried) for one in decision.shortages] == [("m", 0.5), ("n", 0.5)]
 
 
 def test_the_order_of_the_input_does_not_matter():
