@@ -23,9 +23,13 @@ def fleet_routes(plan: Mapping[str, Any], addresses: Mapping[str, str]) -> list[
 
     Returns:
         One entry a model, by name: ``model``, ``aliases``, ``task`` and ``servers`` (``id``, ``host``, ``address``,
-        ``port``). A model that is wanted but has no instance has no servers. An alias is listed when every instance of
-        the model answers to it; where two models claim one, the wanted one has it.
+        ``port``, and ``weight`` where instances differ in what they carry). A model that is wanted but has no instance
+        has no servers. An alias is listed when every instance of the model answers to it; where two models claim one,
+        the wanted one has it.
     """
+    # Imported here, since every Ansible worker loads this file in every task.
+    from fleet.gateway_weights import weights_of_instances  # noqa: PLC0415
+
     wanted = plan["summary"]["carried"]
     by_model: dict[str, list[Mapping[str, Any]]] = {name: [] for name in wanted}
     for instance in plan["instances"]:
@@ -37,18 +41,19 @@ def fleet_routes(plan: Mapping[str, Any], addresses: Mapping[str, str]) -> list[
         known = [set(instance.get("aliases") or ()) for instance in instances]
         aliases = sorted(set.intersection(*known) - taken) if known else []
         taken.update(aliases)
+        weights = weights_of_instances(instances)
         routes.append(
             {
                 "model": model,
                 "aliases": aliases,
                 "task": instances[0].get("task", "generate") if instances else "generate",
-                "servers": [_server(instance, addresses) for instance in instances],
+                "servers": [_server(instance, addresses, weights) for instance in instances],
             }
         )
     return sorted(routes, key=lambda route: route["model"])
 
 
-def _server(instance: Mapping[str, Any], addresses: Mapping[str, str]) -> dict[str, Any]:
+def _server(instance: Mapping[str, Any], addresses: Mapping[str, str], weights: Mapping[str, int]) -> dict[str, Any]:
     # Rank 0 listens; the other ranks are headless.
     host = min(instance["shards"], key=lambda shard: shard["rank"])["host"]
     return {
@@ -56,6 +61,7 @@ def _server(instance: Mapping[str, Any], addresses: Mapping[str, str]) -> dict[s
         "host": host,
         "address": addresses.get(host, host),
         "port": instance["port"],
+        **({"weight": weights[instance["id"]]} if weights else {}),
     }
 
 

@@ -124,6 +124,7 @@ class Carrying:
             "percentile": traffic.objectives.percentile,
             "requests_per_s": round(requests_per_second, 6),
             "running_sequences": round(load.running_sequences, 2),
+            "running_sequences_at_capacity": round(capacity.at_capacity.running_sequences, 2),
             "tpot_ms": round(load.tpot_s * 1e3, 2),
             "ttft_ms": round(load.ttft_s * 1e3, 1),
             "peak_batch": capacity.peak_batch,

@@ -9,6 +9,7 @@ from .capacity import Objectives
 from .document_checks import check_document, shown
 from .engine_options import options_from_engine_args
 from .errors import FleetError
+from .gateway_weights import gateway_weights, sequences_at_capacity
 from .hardware import gpu_by_name
 from .model_document import facts_from_document
 from .requests import Demand
@@ -54,8 +55,13 @@ def simulation_of(plan: Plan, *, where: str) -> tuple[Simulation, dict[str, str]
     for name in {one.model for one in plan.instances} - set(plan.models):
         left_out[name] = "the plan was not asked for it"
     kinds = _kinds(plan, where)
+    weights: dict[str, int] = {}
+    for name in facts:
+        weights |= gateway_weights(
+            {one.id: sequences_at_capacity(one.speed) for one in plan.instances if one.model == name}
+        )
     instances = [
-        _instance(one, facts[one.model], kinds, where=where, path=f"instances[{index}]")
+        _instance(one, facts[one.model], kinds, weights.get(one.id, 1), where=where, path=f"instances[{index}]")
         for index, one in enumerate(plan.instances)
         if one.model in facts
     ]
@@ -86,7 +92,7 @@ def _kinds(plan: Plan, where: str) -> dict[str, GpuModel]:
 
 
 def _instance(
-    one: Instance, facts: ModelFacts, kinds: Mapping[str, GpuModel], *, where: str, path: str
+    one: Instance, facts: ModelFacts, kinds: Mapping[str, GpuModel], weight: int, *, where: str, path: str
 ) -> SimulatedInstance:
     if one.id not in kinds:
         raise FleetError(f"{where}: instance_gpus", f"names no kind of GPU for {one.id}")
@@ -101,6 +107,7 @@ def _instance(
         gpu=kinds[one.id],
         options=_options(one, where=where, path=path),
         kv_cache_tokens=tokens,
+        weight=float(weight),
         async_scheduling=one.task == "generate",
     )
 

@@ -60,3 +60,11 @@ def test_an_alias_that_moved_to_another_model_goes_with_it():
     assert by_name["m"]["aliases"] == []
     assert by_name["m"]["servers"][0]["host"] == "b"
     assert by_name["n"]["aliases"] == ["chat"]
+
+
+def test_instances_that_differ_are_weighed():
+    document = plan_to_document(plan(facts("a", "b"), [model("m", replicas={"min": 2})]))
+    for one, sequences in zip(document["instances"], (30.0, 60.0), strict=True):
+        one["speed"] = {"running_sequences_at_capacity": sequences}
+    (route,) = filters.fleet_routes(document, ADDRESSES)
+    assert [server["weight"] for server in route["servers"]] == [50, 100]

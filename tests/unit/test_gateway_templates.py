@@ -81,3 +81,13 @@ def test_an_empty_plan_renders() -> None:
 def test_no_file_is_empty() -> None:
     """An empty rendering would reach the module as nothing at all."""
     assert all(render(name, gateway_routes=[], gateway_client_keys=[]) for name in NAMES)
+
+
+def test_instances_that_carry_more_are_given_more() -> None:
+    routes = copy.deepcopy(ROUTES)
+    assert " weight " not in render("haproxy.cfg")
+    for server, weight in zip(routes[0]["servers"], (100, 37), strict=True):
+        server["weight"] = weight
+    lines = [line.strip() for line in render("haproxy.cfg", gateway_routes=routes).splitlines()]
+    assert "server chat-1 192.0.2.1:8100 weight 100" in lines
+    assert "server chat-2 192.0.2.2:8100 weight 37" in lines
