@@ -50,19 +50,37 @@ def python() -> Path:
 def install(lab: str, image: str) -> None:
     """Makes sure that the store holds the engine."""
     arguments = ["--version", version(), "--accelerator", "cpu"]
-    check = run([sys.executable, INSTALLER, *arguments, "--prefix", store(), "--check"], check=False)
+    what = f"vLLM {version()} for CPU into {store()} (once; one to three minutes)"
+    install_environment(lab, image, INSTALLER, arguments, place=store(), prefix=PREFIX, what=what)
+
+
+def install_environment(
+    lab: str, image: str, installer: Path, arguments: list[str], *, place: Path, prefix: Path, what: str
+) -> None:
+    """Has a role's own installer make an environment in a throw-away container, unless it is there.
+
+    Args:
+        lab: the lab, for messages.
+        image: the image of the nodes, whose Python the environment is made for.
+        installer: the program of the role.
+        arguments: which environment.
+        place: the directory of environments on this machine.
+        prefix: where nodes see that directory.
+        what: the environment in words.
+    """
+    check = run([sys.executable, installer, *arguments, "--prefix", place, "--check"], check=False)
     if check.returncode == 0:
         return
-    with locked(store().parent / ".lock"):
-        say(lab, f"installing vLLM {version()} for CPU into {store()} (once; one to three minutes)")
-        store().mkdir(parents=True, exist_ok=True)
+    with locked(place.parent / ".lock"):
+        say(lab, f"installing {what}")
+        place.mkdir(parents=True, exist_ok=True)
         uv = CHECKOUT / "build" / "bootstrap" / "bin" / "uv"
         if not uv.exists():
             raise LabError(f"{uv}: not there (run `make setup`)")
         uv_cache = cache_directory() / "uv"
         uv_cache.mkdir(parents=True, exist_ok=True)
         wheels = find_links()
-        mounts = [f"{store()}:{PREFIX}", f"{CHECKOUT}:{CHECKOUT}:ro", f"{uv_cache}:/var/cache/uv"]
+        mounts = [f"{place}:{prefix}", f"{CHECKOUT}:{CHECKOUT}:ro", f"{uv_cache}:/var/cache/uv"]
         mounts += [f"{path}:{path}:ro" for path in wheels]
         passed = {name: value for name, value in os.environ.items() if NETWORK_VARIABLES.fullmatch(name)}
         if "SSL_CERT_FILE" in passed:
@@ -76,9 +94,9 @@ def install(lab: str, image: str) -> None:
             *(f"--env={name}={value}" for name, value in passed.items()),
             image,
             "/usr/bin/python3",
-            INSTALLER,
+            installer,
             *arguments,
-            f"--prefix={PREFIX}",
+            f"--prefix={prefix}",
             f"--uv={uv}",
             "--python=/usr/bin/python3.11",
             *(f"--find-links={path}" for path in wheels),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lab_engine
+import lab_quantizers
 import lab_sysfs
 import lab_topology
 from lab_host import CHECKOUT, LAB_SOURCES, STATE, LabError, cache_directory, podman, run, say
@@ -182,6 +183,7 @@ class LabNodes:
             compile_nvml(directory / NVML_LIBRARY)
         self._package_cache(node).mkdir(parents=True, exist_ok=True)
         lab_engine.store().mkdir(parents=True, exist_ok=True)
+        lab_quantizers.store().mkdir(parents=True, exist_ok=True)
 
     def _package_cache(self, node: str) -> Path:
         """Downloaded packages of one node: apt locks the directory, so nodes do not share it."""
@@ -205,6 +207,7 @@ class LabNodes:
         ]
         if node in GPU_HOSTS:
             arguments.append(f"--volume={lab_engine.store()}:{lab_engine.PREFIX}:ro")
+            arguments.append(f"--volume={lab_quantizers.store()}:{lab_quantizers.PREFIX}:ro")
         return arguments
 
     def _install_nvml(self, node: str) -> None:
