@@ -1,34 +1,59 @@
-"""Checkpoints of one host: what is there whole, what is missing, and how a new one comes to its final name.
+"""Checkpoints of one host: what is there whole, what is missing, and how a new one comes to its final name. Does I/O.
 
-A checkpoint is a directory ``<name>-<digest12>``, with a note (``.fleet-checkpoint.json``) of the size and time of
-every file at the moment when its SHA-256 was right. While a file's size and time are the noted ones it is taken to be
-whole; otherwise, or when a full check is asked for, it is read again. New files gather in
-``.staging-<name>-<digest12>``; the directory takes its final name when every file in it has been verified. Files of a
-damaged checkpoint are replaced one by one, each verified first, so that an engine that has them open goes on with
-what it opened.
+A checkpoint is a directory ``<name>-<digest12>`` with a note beside its files (see ``checkpoint_note``). Its files are
+hard links to ``.blobs/<sha256>``, so that models share what they have in common and a new revision brings only what
+changed. What is fetched gathers in ``.incoming/<sha256>``, written by a user without rights; what has the right SHA-256
+becomes a blob of root's. A directory takes its final name when every file in it has been verified. A damaged file is
+replaced by a new one, so that an engine that has it open goes on with what it opened. Runs on managed hosts: standard
+library only.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from .checkpoint_note import (
+    NOTE,
+    Sums,
+    entry_of,
+    read_note,
+    replace_entries,
+    sampled_damage,
+    stamp_of,
+    sums_of,
+    sums_of_file,
+    write_note,
+)
 from .errors import FleetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-NOTE = ".fleet-checkpoint.json"
-_STAGING = ".staging-"
-_CHUNK_BYTES = 1 << 20
+__all__ = [
+    "BLOBS",
+    "INCOMING",
+    "NOTE",
+    "STAGING",
+    "CheckpointStore",
+    "Needed",
+    "State",
+    "Wanted",
+    "WantedFile",
+    "parse_wanted",
+]
+BLOBS = ".blobs"
+INCOMING = ".incoming"
+STAGING = ".staging-"
 # Left free for the rest of the system.
 _RESERVE_BYTES = 1 << 30
+# What a run reads of checkpoints that nobody wrote to: a fraction of a second, and each part's turn comes by chance.
+SAMPLE_BYTES = 256 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,13 +72,11 @@ class Wanted:
     Attributes:
         name: the model that it belongs to.
         digest: SHA-256 of its manifest, in hexadecimal.
-        source_path: where it lies on the controller; empty when it does not.
         files: by path relative to the directory.
     """
 
     name: str
     digest: str
-    source_path: str
     files: Mapping[str, WantedFile]
 
     @property
@@ -61,19 +84,14 @@ class Wanted:
         """Name of its directory in the store."""
         return f"{self.name}-{self.digest[:12]}"
 
-    @property
-    def total_bytes(self) -> int:
-        """Sum of its files."""
-        return sum(file.bytes for file in self.files.values())
-
 
 @dataclass(frozen=True)
 class State:
     """What is there of a checkpoint.
 
     Attributes:
-        missing: files that have to be copied, because they are not there.
-        damaged: files that have to be copied, because they are not what they should be.
+        missing: files that are not there.
+        damaged: files that are not what they should be.
         unexpected: files that do not belong to it; an engine would load them.
         noted: the note is up to date, so that the next look need not read any file.
     """
@@ -87,6 +105,17 @@ class State:
     def whole(self) -> bool:
         """Every file is there and right, and no other."""
         return not (self.missing or self.damaged or self.unexpected)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A file that has to be fetched. ``have_bytes`` of it are there from a run that was cut off."""
+
+    sha256: str
+    bytes: int
+    have_bytes: int
+    model: str
+    name: str
 
 
 def parse_wanted(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[Wanted, ...]:
@@ -108,7 +137,7 @@ def parse_wanted(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[Wanted, ...]
             if not _DIGEST.fullmatch(str(file["sha256"])):
                 raise FleetError(f"{where}.files[{name}].sha256", "must be 64 hexadecimal digits")
             files[name] = WantedFile(int(file["bytes"]), str(file["sha256"]))
-        wanted.append(Wanted(item["name"], item["digest"], item.get("source_path") or "", files))
+        wanted.append(Wanted(item["name"], item["digest"], files))
     return tuple(wanted)
 
 
@@ -120,15 +149,19 @@ class CheckpointStore:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def path(self, wanted: Wanted) -> Path:
         """Its final name."""
-        return self._root / wanted.directory
+        return self.root / wanted.directory
 
-    def staging(self, wanted: Wanted) -> Path:
-        """Where its files gather."""
-        return self._root / f"{_STAGING}{wanted.directory}"
+    def blob(self, sha256: str) -> Path:
+        """Where the file with this content is, once it was verified."""
+        return self.root / BLOBS / sha256
+
+    def incoming(self, sha256: str) -> Path:
+        """Where it gathers until then."""
+        return self.root / INCOMING / sha256
 
     def inspect(self, wanted: Wanted, *, full: bool = False) -> State:
         """What is there under the final name.
@@ -138,102 +171,208 @@ class CheckpointStore:
             full: read every file again, whatever the note says.
         """
         directory = self.path(wanted)
-        noted = _read_note(directory)
+        noted = read_note(directory)
         missing, damaged, all_noted = [], [], True
         for name, file in wanted.files.items():
-            path = directory / name
-            stamp = _stamp(path)
+            stamp = stamp_of(directory / name)
             if stamp is None:
                 missing.append(name)
-            elif stamp[0] != file.bytes:
+            elif stamp.bytes != file.bytes:
                 damaged.append(name)
             else:
-                unchanged = noted.get(name) == {"bytes": stamp[0], "mtime_ns": stamp[1], "sha256": file.sha256}
+                entry = noted.get(name, {})
+                unchanged = {**entry, **stamp.__dict__, "sha256": file.sha256} == entry and "crc32" in entry
                 all_noted = all_noted and unchanged
-                if (full or not unchanged) and _sha256(path) != file.sha256:
+                if (full or not unchanged) and sums_of_file(directory / name).sha256 != file.sha256:
                     damaged.append(name)
         unexpected = tuple(name for name in _walk(directory) if name not in wanted.files and name != NOTE)
         return State(tuple(missing), tuple(damaged), unexpected, all_noted)
 
-    def to_copy(self, wanted: Wanted, state: State) -> tuple[str, ...]:
-        """The files that have to be brought: what is not right and not yet staged in its full size."""
-        staging = self.staging(wanted)
-        needed = (*state.missing, *state.damaged)
-        sizes = {name: stamp[0] for name in needed if (stamp := _stamp(staging / name)) is not None}
-        return tuple(name for name in needed if sizes.get(name) != wanted.files[name].bytes)
+    def inspect_all(self, wanted: Sequence[Wanted], verify: str) -> list[tuple[Wanted, State]]:
+        """Every checkpoint with what is there of it.
 
-    def prepare_staging(self, wanted: Wanted, names: Sequence[str]) -> None:
-        """Makes the directories that files will be copied into."""
-        for name in names:
-            _make_directory((self.staging(wanted) / name).parent)
+        Args:
+            wanted: the checkpoints.
+            verify: ``quick`` takes the note's word, ``sampled`` reads ``SAMPLE_BYTES`` in all besides, ``full`` reads
+                everything.
+        """
+        found = [(one, self.inspect(one, full=verify == "full")) for one in wanted]
+        if verify != "sampled":
+            return found
+        whole = [self.path(one) for one, state in found if state.whole and state.noted]
+        damage = sampled_damage(whole, SAMPLE_BYTES)
+        return [(one, _with_damage(state, self.path(one), damage)) for one, state in found]
 
-    def check_space(self, needed_bytes: int) -> None:
-        """Refuses what does not fit on the disk.
+    def needed(self, inspected: Sequence[tuple[Wanted, State]]) -> tuple[Needed, ...]:
+        """The files that have to be fetched, each once: what no blob holds and no earlier run brought whole."""
+        spoilt = {
+            stamp.inode
+            for wanted, state in inspected
+            for name in state.damaged
+            if (stamp := stamp_of(self.path(wanted) / name)) is not None
+        }
+        found: dict[str, Needed] = {}
+        for wanted, state in inspected:
+            for name in (*state.missing, *state.damaged):
+                file = wanted.files[name]
+                blob, part = stamp_of(self.blob(file.sha256)), stamp_of(self.incoming(file.sha256))
+                if blob is not None and blob.bytes == file.bytes and blob.inode not in spoilt:
+                    continue
+                have = part.bytes if part is not None and part.bytes <= file.bytes else 0
+                found.setdefault(file.sha256, Needed(file.sha256, file.bytes, have, wanted.name, name))
+        return tuple(found.values())
+
+    def check_space(self, needed: Sequence[Needed]) -> None:
+        """Refuses what does not fit on the disk, all checkpoints of the host together.
 
         Raises:
-            FleetError: with both figures.
+            FleetError: with what is needed by model, and what is missing.
         """
-        existing = next(path for path in (self._root, *self._root.parents) if path.exists())
+        existing = next(path for path in (self.root, *self.root.parents) if path.exists())
         free_bytes = shutil.disk_usage(existing).free
-        if needed_bytes and needed_bytes + _RESERVE_BYTES > free_bytes:
+        by_model: dict[str, int] = {}
+        for one in needed:
+            by_model[one.model] = by_model.get(one.model, 0) + one.bytes - one.have_bytes
+        total = sum(by_model.values())
+        lacking = total + _RESERVE_BYTES - free_bytes
+        if total and lacking > 0:
+            models = ", ".join(f"{name} {_gib(size)}" for name, size in sorted(by_model.items()))
             problem = (
-                f"{_gib(needed_bytes)} to copy and {_gib(_RESERVE_BYTES)} to leave, but only {_gib(free_bytes)} free"
+                f"{_gib(total)} to fetch ({models}) and {_gib(_RESERVE_BYTES)} to leave, {_gib(free_bytes)} free: "
             )
-            raise FleetError(str(self._root), problem)
+            raise FleetError(str(self.root), f"{problem}{_gib(lacking)} are missing")
+
+    def prepare_incoming(self, owner: tuple[int, int] | None = None) -> None:
+        """Makes the directory that files gather in. ``owner`` (uid, gid) is who may write there, None this user.
+
+        What an earlier owner left there and is no file of its own goes: nobody who writes there next follows it.
+        """
+        uid, gid = owner or (os.geteuid(), os.getegid())
+        _make_directory(self.root)
+        directory = self.root / INCOMING
+        directory.mkdir(mode=0o700, exist_ok=True)
+        # Closed to everybody else first, so that nothing is put there while this looks.
+        os.chown(directory, os.geteuid(), os.getegid(), follow_symlinks=False)
+        for path in directory.iterdir():
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                path.unlink()
+            else:
+                os.chown(path, uid, gid, follow_symlinks=False)
+        os.chown(directory, uid, gid, follow_symlinks=False)
 
     def promote(self, wanted: Wanted, state: State) -> None:
-        """Verifies what was staged and puts it in place.
+        """Verifies what was fetched and puts the checkpoint in place.
 
         Raises:
-            FleetError: a staged file is missing, or is wrong; then it is removed, so that the next run brings it again.
+            FleetError: a file was not fetched, or is wrong; then it is removed, so that the next run fetches it again.
         """
-        directory, staging = self.path(wanted), self.staging(wanted)
+        _make_directory(self.root / BLOBS)
+        directory = self.path(wanted)
         needed = (*state.missing, *state.damaged)
-        for name in needed:
-            file, path = wanted.files[name], staging / name
-            stamp = _stamp(path)
-            if stamp is None:
-                raise FleetError(str(path), "was not copied")
-            if stamp[0] != file.bytes or _sha256(path) != file.sha256:
-                path.unlink()
-                raise FleetError(str(path), f"is not the file that was planned (SHA-256 {file.sha256[:12]}...)")
-            path.chmod(0o644)
-        if not directory.exists():
-            for name in [name for name in _walk(staging) if name not in wanted.files]:
-                (staging / name).unlink()
-            _write_note(staging, wanted)
-            for name in _walk(staging):
-                _sync(staging / name)
-            staging.rename(directory)
-        else:
+        sums = {name: self._admit(wanted, name, spoilt=name in state.damaged) for name in needed}
+        if directory.exists():
             for name in needed:
-                _make_directory((directory / name).parent)
-                (staging / name).replace(directory / name)
+                self._link(wanted.files[name].sha256, directory / name)
             for name in state.unexpected:
                 (directory / name).unlink()
-            _write_note(directory, wanted)
-        _sync(self._root)
+            self._note(directory, wanted, sums)
+        else:
+            staging = self.root / f"{STAGING}{wanted.directory}"
+            shutil.rmtree(staging, ignore_errors=True)
+            _make_directory(staging)
+            for name, file in wanted.files.items():
+                self._link(file.sha256, staging / name)
+            self._note(staging, wanted, sums)
+            for parent, _, _ in os.walk(staging):
+                _sync(Path(parent))
+            staging.rename(directory)
+        _sync(self.root)
 
-    def abandoned(self, wanted: Sequence[Wanted]) -> tuple[Path, ...]:
-        """Staging directories that no wanted checkpoint will be made from, or not any more."""
-        needed = {self.staging(one) for one in wanted if not self.path(one).exists()}
-        found = sorted(self._root.glob(f"{_STAGING}*"))
-        return tuple(path for path in found if path not in needed)
+    def _note(self, directory: Path, wanted: Wanted, sums: Mapping[str, Sums]) -> None:
+        """Notes every file; what was there and right before becomes a blob as well."""
+        noted, files = read_note(directory), {}
+        for name, file in wanted.files.items():
+            path, entry = directory / name, noted.get(name, {})
+            stamp = stamp_of(path)
+            if stamp is None:
+                raise FleetError(str(path), "was there, and is not any more")
+            if name in sums:
+                files[name] = entry_of(stamp, sums[name])
+            elif {**entry, **stamp.__dict__} == entry and entry.get("sha256") == file.sha256:
+                files[name] = entry
+            else:
+                files[name] = entry_of(stamp, sums_of_file(path))
+            if not self.blob(file.sha256).exists():
+                os.link(path, self.blob(file.sha256))
+        write_note(directory, wanted.name, wanted.digest, files)
 
-    def forgotten(self, known_models: Sequence[str]) -> tuple[Path, ...]:
-        """Checkpoints, whole or half, of models that the inventory does not know any more."""
-        found = []
-        for path in sorted(self._root.iterdir()) if self._root.is_dir() else []:
-            match = re.fullmatch(rf"({re.escape(_STAGING)})?(.+)-[0-9a-f]{{12}}", path.name)
-            if path.is_dir() and match and match.group(2) not in known_models:
-                found.append(path)
-        return tuple(found)
+    def _admit(self, wanted: Wanted, name: str, *, spoilt: bool) -> Sums:
+        """Verifies a fetched file and makes it a blob, or verifies the blob that is there."""
+        file = wanted.files[name]
+        blob, part = self.blob(file.sha256), self.incoming(file.sha256)
+        found = stamp_of(part)
+        if found is None or found.bytes != file.bytes:
+            if stamp_of(blob) is None:
+                size = found.bytes if found else 0
+                raise FleetError(f"{wanted.name}: {name}", f"was not fetched, {size} of {file.bytes} bytes are there")
+            sums = sums_of_file(blob)
+            if sums.sha256 != file.sha256:
+                blob.unlink()
+                raise FleetError(str(blob), "is damaged, and was removed; the next run fetches it")
+            return sums
+        descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                raise FleetError(str(part), "is no file of its own")
+            # From here on nobody but root can write to it, whoever fetched it.
+            os.fchown(descriptor, os.geteuid(), os.getegid())
+            os.fchmod(descriptor, 0o644)
+            sums = sums_of(descriptor)
+            if sums.sha256 != file.sha256:
+                part.unlink()
+                raise FleetError(f"{wanted.name}: {name}", f"is not the file that was planned ({file.sha256[:12]}...)")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        before = stamp_of(blob)
+        part.replace(blob)
+        if spoilt and before is not None:
+            self._replace_elsewhere(file.sha256, before.inode, sums)
+        return sums
 
-    @staticmethod
-    def remove(paths: Sequence[Path]) -> None:
-        """Removes checkpoints."""
-        for path in paths:
-            shutil.rmtree(path)
+    def _replace_elsewhere(self, sha256: str, inode: int, sums: Sums) -> None:
+        """Other checkpoints that share the damaged file get the new one as well."""
+        for directory in self.directories():
+            entries = {}
+            for name, entry in read_note(directory).items():
+                stamp = stamp_of(directory / name)
+                if entry.get("sha256") == sha256 and stamp is not None and stamp.inode == inode:
+                    self._link(sha256, directory / name)
+                    entries[name] = entry_of(stamp_of(directory / name) or stamp, sums)
+            if entries:
+                replace_entries(directory, entries)
+
+    def _link(self, sha256: str, path: Path) -> None:
+        """A file of a checkpoint, replaced whole."""
+        _make_directory(path.parent)
+        temporary = path.parent / f".fleet-{sha256[:12]}.new"
+        temporary.unlink(missing_ok=True)
+        os.link(self.blob(sha256), temporary)
+        temporary.replace(path)
+        # Renaming a link over another one of the same file does nothing, and leaves both.
+        temporary.unlink(missing_ok=True)
+
+    def directories(self) -> list[Path]:
+        """The checkpoints that have their final name."""
+        found = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        return [path for path in found if path.is_dir() and re.fullmatch(r"[^.].*-[0-9a-f]{12}", path.name)]
+
+
+def _with_damage(state: State, directory: Path, damage: set[tuple[Path, str]]) -> State:
+    names = tuple(sorted(name for where, name in damage if where == directory))
+    return State(state.missing, (*state.damaged, *names), state.unexpected, state.noted) if names else state
 
 
 def _make_directory(path: Path) -> None:
@@ -248,15 +387,6 @@ def _gib(number: int) -> str:
     return f"{number / 2**30:.1f} GiB"
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size in bytes and time of change in ns of a file; None when there is no such file."""
-    try:
-        status = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return (status.st_size, status.st_mtime_ns) if path.is_file() else None
-
-
 def _walk(directory: Path) -> Iterator[str]:
     """Paths of all files below a directory, relative to it."""
     for parent, _, names in os.walk(directory):
@@ -264,39 +394,8 @@ def _walk(directory: Path) -> Iterator[str]:
             yield Path(parent, name).relative_to(directory).as_posix()
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _read_note(directory: Path) -> Mapping[str, Any]:
-    """Noted files by name; empty when there is no note or none that can be read."""
-    try:
-        files = json.loads((directory / NOTE).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return files if isinstance(files, dict) else {}
-
-
-def _write_note(directory: Path, wanted: Wanted) -> None:
-    """Notes size and time of every file. Call it only when every file has been verified."""
-    files = {}
-    for name, file in sorted(wanted.files.items()):
-        stamp = _stamp(directory / name)
-        if stamp is not None:
-            files[name] = {"bytes": stamp[0], "mtime_ns": stamp[1], "sha256": file.sha256}
-    document = {"schema": 1, "model": wanted.name, "digest": wanted.digest, "files": files}
-    temporary = directory / f"{NOTE}.new"
-    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    temporary.chmod(0o644)
-    temporary.replace(directory / NOTE)
-
-
 def _sync(path: Path) -> None:
-    """Flushes a file or directory to the disk: after a power cut, no name stands for contents that were not written."""
+    """Flushes a directory to the disk: after a power cut, no name stands for contents that were not written."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

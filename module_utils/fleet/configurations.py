@@ -53,12 +53,14 @@ class ResolvedModel:
         path: where the request stands, as ``models.yml: models[2]``.
         facts: the model's configuration.
         checkpoint: identity of the checkpoint; None when only the configuration is known.
+        notes: what its instances say of it among their reasons.
     """
 
     request: ModelRequest
     path: str
     facts: ModelFacts
     checkpoint: CheckpointReference | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

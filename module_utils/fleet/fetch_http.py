@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from .errors import FleetError
 
@@ -56,7 +56,7 @@ class Location:
     """One place where a file can be had.
 
     Attributes:
-        url: http or https.
+        url: http, https, or file on this host.
         token: sent as a bearer token to the host of ``url`` and to no other.
         direct: never through a proxy (hosts of the fleet).
     """
@@ -149,11 +149,10 @@ class Fetcher:
 
     def _fetch(self, path: Path, size_bytes: int, sha256: str, location: Location) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "r+b") as file:
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
             for last_try in (False, True):
                 found = self._complete(file, size_bytes, location)
                 if found == sha256:
-                    file.flush()
                     os.fsync(file.fileno())
                     return
                 self._discard(file)
@@ -169,6 +168,8 @@ class Fetcher:
         file.seek(0)
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+        if location.url.startswith("file:"):
+            self._copy(file, size_bytes, digest, location)
         failures = 0
         while (offset := file.tell()) < size_bytes:
             try:
@@ -177,6 +178,19 @@ class Fetcher:
                 failures = failures + 1 if file.tell() == offset else 0
                 self._pause(problem, failures, location)
         return digest.hexdigest()
+
+    def _copy(self, file: IO[bytes], size_bytes: int, digest: hashlib._Hash, location: Location) -> None:
+        """Append the rest from a file of this host."""
+        path = unquote(location.url.removeprefix("file://"))
+        try:
+            with open(path, "rb") as source:
+                source.seek(file.tell())
+                while file.tell() < size_bytes and (chunk := source.read(_CHUNK_BYTES)):
+                    self._append(file, chunk, digest)
+        except OSError as error:
+            raise FleetError(path, _words(error)) from None
+        if file.tell() != size_bytes:
+            raise FleetError(path, f"is {file.tell()} bytes long, {size_bytes} were planned")
 
     def _pause(self, problem: _TransientError, failures: int, location: Location) -> None:
         longest = self._patience.longest_wait_s
@@ -205,14 +219,13 @@ class Fetcher:
             left = end - offset
             while left:
                 try:
-                    chunk = answer.read(min(left, _CHUNK_BYTES))
+                    # What has come is written at once: a kill loses nothing.
+                    chunk = answer.read1(min(left, _CHUNK_BYTES))
                 except (OSError, http.client.HTTPException) as error:
                     raise _TransientError(f"the connection broke ({_words(error)})") from None
                 if not chunk:
                     raise _TransientError(f"the connection ended {left} bytes early")
-                file.write(chunk)
-                digest.update(chunk)
-                self._report(len(chunk))
+                self._append(file, chunk, digest)
                 left -= len(chunk)
         return digest
 
@@ -253,6 +266,13 @@ class Fetcher:
             raise FleetError(location.url, f"answered with {said}, bytes from {offset} were asked for")
         if total not in ("*", str(size_bytes)):
             raise FleetError(location.url, f"is {total} bytes long, {size_bytes} were planned")
+
+    def _append(self, file: IO[bytes], chunk: bytes, digest: hashlib._Hash) -> None:
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[file.write(rest) :]
+        digest.update(chunk)
+        self._report(len(chunk))
 
     def _discard(self, file: IO[bytes]) -> None:
         self._report(-file.seek(0, os.SEEK_END))

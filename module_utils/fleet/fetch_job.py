@@ -1,8 +1,9 @@
 """Fetches the files of a job, several at a time, and keeps a note of how far it is. Does I/O.
 
 Runs on managed hosts as a service of its own, so that a lost connection to the controller does not end it, and on a
-controller that fetches for hosts without a way out: ``python3 -m fleet.fetch_job JOB.json PROGRESS.json``. Standard
-library only. Exit status: 0 all there, 3 refused (another try would not help), 1 broken off.
+controller that fetches for hosts without a way out: ``python3 -m fleet.fetch_job JOB.json PROGRESS.json``, where ``-``
+is a job from standard input. Standard library only. Exit status: 0 all there, 3 refused (another try would not help),
+1 broken off.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .errors import FleetError
 from .fetch_http import Fetcher, Location, Patience
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 SCHEMA = 1
 REFUSED = 3
@@ -100,18 +101,9 @@ def job_from_document(document: Mapping[str, Any], *, where: str) -> Job:
     try:
         if document["schema"] != SCHEMA:
             raise FleetError(f"{where}: schema", f"must be {SCHEMA}, got {document['schema']!r}")
-        files = tuple(
-            JobFile(
-                str(one["sha256"]),
-                int(one["bytes"]),
-                str(one["label"]),
-                tuple((str(url), str(credential)) for url, credential in one["locations"]),
-            )
-            for one in document["files"]
-        )
         return Job(
             directory=str(document["directory"]),
-            files=files,
+            files=job_files(document["files"]),
             tokens=dict(document["tokens"]),
             proxy=str(document["proxy"]),
             certificate=str(document["certificate"]),
@@ -120,6 +112,19 @@ def job_from_document(document: Mapping[str, Any], *, where: str) -> Job:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FleetError(where, f"is no job ({type(error).__name__}: {error})") from None
+
+
+def job_files(items: Iterable[Mapping[str, Any]]) -> tuple[JobFile, ...]:
+    """The files of a job from dictionaries, as modules are given them."""
+    return tuple(
+        JobFile(
+            str(one["sha256"]),
+            int(one["bytes"]),
+            str(one["label"]),
+            tuple((str(url), str(credential)) for url, credential in one["locations"]),
+        )
+        for one in items
+    )
 
 
 class Progress:
@@ -235,7 +240,9 @@ def main(arguments: list[str]) -> int:
     where, progress_path = arguments
     os.umask(0o077)
     try:
-        job = job_from_document(json.loads(Path(where).read_text(encoding="utf-8")), where=where)
+        # A job from standard input is in no file, and its tokens neither.
+        text = sys.stdin.read() if where == "-" else Path(where).read_text(encoding="utf-8")
+        job = job_from_document(json.loads(text), where=where)
         run_job(job, Path(progress_path))
     except FleetError as error:
         sys.stderr.write(f"{error}\n")

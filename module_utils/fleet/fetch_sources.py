@@ -1,7 +1,7 @@
 """Sources that are not on the controller, and the record of what each was when it was first planned. Does I/O.
 
-`hf:org/name` and a branch mean another commit every day, and an HTTP tree can be replaced. So that a run does not move a
-fleet that nobody meant to move, the commit (or the digest of the tree's SHA256SUMS) is recorded in `models.lock.json`
+`hf:org/name` and a branch mean another commit every day, and an HTTP tree can be replaced. So that a run does not move
+a fleet that nobody meant to move, the commit (or the digest of the tree's SHA256SUMS) is recorded in `models.lock.json`
 beside models.yml, and taken from there until `fleet_update_sources` asks to look again.
 """
 

@@ -141,6 +141,7 @@ def _instance(
         speed=speed,
         reasons=(
             place,
+            *model.notes,
             *found.reasons,
             *_why_this_precision(found, prepared),
             *_why_so_many_gpus(placed, prepared),

@@ -23,6 +23,7 @@ from .document_checks import (
 from .engine_arguments import RESERVED_ENVIRONMENT, TWINS, argument_faults
 from .engine_options import options_from_engine_args
 from .errors import FleetError
+from .request_quantize import Quantize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -169,6 +170,9 @@ class ModelRequest(Document):
     )
     quantization: Literal["auto", "none", "fp8", "int8", "awq", "gptq", "mxfp4"] = Field(
         default="auto", description="Precision of the weights; auto chooses the best quality that fits."
+    )
+    quantize: Quantize | None = Field(
+        default=None, description="How a quantized checkpoint is made of a source in full precision. Left out: defaults."
     )
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"] = Field(
         default="auto", description="Precision of the KV cache; auto is the model's own."

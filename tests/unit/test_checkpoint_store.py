@@ -6,7 +6,9 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from fleet.checkpoint_store import NOTE, CheckpointStore, Wanted, WantedFile, parse_wanted
+from fleet import checkpoint_note, checkpoint_prune
+from fleet.checkpoint_note import NOTE, read_note, sampled_damage
+from fleet.checkpoint_store import CheckpointStore, Wanted, WantedFile, parse_wanted
 from fleet.errors import FleetError
 
 if TYPE_CHECKING:
@@ -16,15 +18,9 @@ CONTENTS = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 64, "
 DIGEST = "ab" * 32
 
 
-def wanted_of(contents: dict[str, bytes] = CONTENTS) -> Wanted:
-    files = {name: WantedFile(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
-    return Wanted("tiny", DIGEST, "/source", files)
-
-
-def copy(directory: Path, contents: dict[str, bytes]) -> None:
-    """What ansible.builtin.copy does between the two calls of the module."""
-    for name, data in contents.items():
-        (directory / name).write_bytes(data)
+def wanted_of(contents: dict[str, bytes] = CONTENTS, name: str = "tiny", digest: str = DIGEST) -> Wanted:
+    files = {path: WantedFile(len(data), hashlib.sha256(data).hexdigest()) for path, data in contents.items()}
+    return Wanted(name, digest, files)
 
 
 @pytest.fixture
@@ -32,12 +28,21 @@ def store(tmp_path):
     return CheckpointStore(tmp_path / "models")
 
 
-def bring(store: CheckpointStore, wanted: Wanted, contents: dict[str, bytes] = CONTENTS) -> None:
-    state = store.inspect(wanted)
-    names = store.to_copy(wanted, state)
-    store.prepare_staging(wanted, names)
-    copy(store.staging(wanted), {name: contents[name] for name in names})
-    store.promote(wanted, state)
+def fetch(store: CheckpointStore, wanted: Wanted, contents: dict[str, bytes] = CONTENTS) -> list[str]:
+    """What the fetching service does between the two calls of the module; returns what was needed."""
+    store.prepare_incoming()
+    needed = store.needed([(wanted, store.inspect(wanted))])
+    for one in needed:
+        store.incoming(one.sha256).write_bytes(contents[one.name])
+        store.incoming(one.sha256).chmod(0o600)
+    return [one.name for one in needed]
+
+
+def bring(store: CheckpointStore, wanted: Wanted, contents: dict[str, bytes] = CONTENTS) -> list[str]:
+    needed = fetch(store, wanted, contents)
+    store.promote(wanted, store.inspect(wanted))
+    checkpoint_prune.remove_empty(store)
+    return needed
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ def present(store):
 def test_a_new_checkpoint_comes_whole_to_its_final_name(store, present):
     assert store.path(present).name == f"tiny-{DIGEST[:12]}"
     assert {name: (store.path(present) / name).read_bytes() for name in CONTENTS} == CONTENTS
-    assert not store.staging(present).exists()
+    assert sorted(path.name for path in store.root.iterdir()) == [".blobs", store.path(present).name]
     state = store.inspect(present)
     assert state.whole
     assert state.noted
@@ -59,13 +64,51 @@ def test_a_new_checkpoint_comes_whole_to_its_final_name(store, present):
         assert {os.stat(os.path.join(parent, name)).st_mode & 0o777 for name in names} == {0o644}
 
 
-def test_a_quick_look_reads_no_file(store, present):
-    path = store.path(present) / "model.safetensors"
+def test_models_share_files_and_only_what_is_new_is_fetched(store, present):
+    other = wanted_of(CONTENTS | {"config.json": b'{"a": 1}'}, "other", "cd" * 32)
+    assert bring(store, other, CONTENTS | {"config.json": b'{"a": 1}'}) == ["config.json"]
+    assert (store.path(other) / "model.safetensors").samefile(store.path(present) / "model.safetensors")
+    assert not (store.path(other) / "config.json").samefile(store.path(present) / "config.json")
+    twin = wanted_of(name="twin", digest="12" * 32)
+    assert bring(store, twin) == []
+    assert store.inspect(twin, full=True).whole
+
+
+def test_a_file_that_several_checkpoints_need_is_needed_once(store):
+    one, two = wanted_of(), wanted_of(name="other", digest="cd" * 32)
+    assert len(store.needed([(each, store.inspect(each)) for each in (one, two)])) == len(CONTENTS)
+
+
+def flip(path: Path, at: int = 100) -> None:
+    """One bit, with the time of change as before: what a disk does."""
     stamp = path.stat()
-    path.write_bytes(bytes(len(CONTENTS["model.safetensors"])))
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    with path.open("r+b") as file:
+        file.write(data)
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert store.inspect(present).whole, "size and time are as noted, so the file was not read"
-    assert store.inspect(present, full=True).damaged == ("model.safetensors",)
+
+
+def test_a_quick_look_reads_no_file_and_samples_find_a_flipped_bit(store, present):
+    flip(store.path(present) / "model.safetensors")
+    assert store.inspect(present).whole, "size, time and inode are as noted, so the file was not read"
+    for verify in ("sampled", "full"):
+        ((_, state),) = store.inspect_all([present], verify)
+        assert state.damaged == ("model.safetensors",)
+    ((_, state),) = store.inspect_all([present], "quick")
+    assert state.whole
+
+
+def test_samples_read_no_more_than_they_may_and_find_what_is_in_their_piece(store, monkeypatch):
+    monkeypatch.setattr(checkpoint_note, "PIECE_BYTES", 1 << 10)
+    data = {"model.safetensors": bytes(64 << 10)}
+    wanted = wanted_of(data)
+    bring(store, wanted, data)
+    assert len(read_note(store.path(wanted))["model.safetensors"]["crc32"]) == 64
+    flip(store.path(wanted) / "model.safetensors", at=40 << 10)
+    found = [bool(sampled_damage([store.path(wanted)], 8 << 10, seed)) for seed in range(200)]
+    assert 5 <= sum(found) <= 60, "an eighth of the file is read each time"
+    assert sampled_damage([store.path(wanted)], 64 << 10, 1)
 
 
 def test_a_file_that_was_touched_is_read_again_and_noted(store, present):
@@ -77,23 +120,37 @@ def test_a_file_that_was_touched_is_read_again_and_noted(store, present):
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_damage_is_found_and_mended_by_copying_that_file_alone(store, present, damage):
+def test_damage_is_found_and_mended_by_fetching_that_file_alone(store, present, damage):
+    twin = wanted_of(name="twin", digest="12" * 32)
+    bring(store, twin)
     path = store.path(present) / "model.safetensors"
     opened = path.open("rb")
-    data = bytearray(path.read_bytes())
-    path.unlink()
     if damage == "flip":
-        data[100] ^= 1
-        path.write_bytes(data)
+        flip(path)
     elif damage == "truncate":
-        path.write_bytes(data[:-1])
-    state = store.inspect(present)
+        os.truncate(path, 10)
+    else:
+        path.unlink()
+    ((_, state),) = store.inspect_all([present], "full")
     assert not state.whole
-    assert store.to_copy(present, state) == ("model.safetensors",)
-    bring(store, present)
+    assert [one.name for one in store.needed([(present, state)])] == (
+        [] if damage == "remove" else ["model.safetensors"]
+    )
+    fetch_needed(store, present, state)
+    store.promote(present, state)
     assert store.inspect(present, full=True).whole
-    assert opened.read() == CONTENTS["model.safetensors"], "who had the file open goes on with what it opened"
+    assert store.inspect(twin, full=True).whole, "who shared the damaged file has the new one too"
+    assert store.inspect(twin).noted
+    assert len(opened.read()) == (10 if damage == "truncate" else len(CONTENTS["model.safetensors"])), (
+        "an engine goes on"
+    )
     opened.close()
+
+
+def fetch_needed(store, wanted, state):
+    store.prepare_incoming()
+    for one in store.needed([(wanted, state)]):
+        store.incoming(one.sha256).write_bytes(CONTENTS[one.name])
 
 
 def test_a_file_that_does_not_belong_there_is_removed(store, present):
@@ -104,57 +161,106 @@ def test_a_file_that_does_not_belong_there_is_removed(store, present):
     assert store.inspect(present).whole
 
 
-def test_a_wrong_copy_never_gets_the_final_name(store):
+def test_wrong_bytes_never_get_the_final_name(store):
     wanted = wanted_of()
     wrong = CONTENTS | {"model.safetensors": bytes(len(CONTENTS["model.safetensors"]))}
-    with pytest.raises(FleetError, match=r"model\.safetensors: is not the file that was planned"):
+    with pytest.raises(FleetError, match=r"tiny: model\.safetensors: is not the file that was planned"):
         bring(store, wanted, wrong)
     assert not store.path(wanted).exists()
-    assert store.to_copy(wanted, store.inspect(wanted)) == ("model.safetensors",), "the others need not come again"
+    assert bring(store, wanted) == ["model.safetensors", "extra/template.jinja"], "what was right need not come again"
+    assert store.inspect(wanted, full=True).whole
+
+
+def test_a_fetch_that_was_cut_off_is_seen_as_such(store):
+    wanted = wanted_of()
+    fetch(store, wanted)
+    sha256 = wanted.files["model.safetensors"].sha256
+    store.incoming(sha256).write_bytes(b"half")
+    with pytest.raises(FleetError, match=r"model\.safetensors: was not fetched, 4 of 16384 bytes are there"):
+        store.promote(wanted, store.inspect(wanted))
+    (needed,) = (one for one in store.needed([(wanted, store.inspect(wanted))]) if one.sha256 == sha256)
+    assert needed.have_bytes == 4
     bring(store, wanted)
     assert store.inspect(wanted, full=True).whole
 
 
-def test_an_interrupted_copy_is_continued(store):
+def test_what_the_fetching_user_puts_there_is_never_followed(store, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(CONTENTS["config.json"])
     wanted = wanted_of()
-    state = store.inspect(wanted)
-    store.prepare_staging(wanted, store.to_copy(wanted, state))
-    copy(store.staging(wanted), {"config.json": CONTENTS["config.json"], "model.safetensors": b"half"})
-    (store.staging(wanted) / ".ansible_tmp").write_bytes(b"left by a killed run")
-    with pytest.raises(FleetError, match=r"is not the file that was planned|was not copied"):
-        store.promote(wanted, state)
-    assert set(store.to_copy(wanted, state)) == {"model.safetensors", "extra/template.jinja"}
-    bring(store, wanted)
-    assert sorted(store.path(wanted).rglob("*.json*")) == [
-        store.path(wanted) / NOTE,
-        store.path(wanted) / "config.json",
-    ]
-    assert not (store.path(wanted) / ".ansible_tmp").exists()
+    fetch(store, wanted)
+    path = store.incoming(wanted.files["config.json"].sha256)
+    path.unlink()
+    path.symlink_to(secret)
+    with pytest.raises(FleetError, match=r"config\.json: was not fetched"):
+        store.promote(wanted, store.inspect(wanted))
+    path.unlink()
+    os.link(secret, path)
+    with pytest.raises(FleetError, match="is no file of its own"):
+        store.promote(wanted, store.inspect(wanted))
+    assert not store.path(wanted).exists()
 
 
-def test_what_does_not_fit_on_the_disk_is_refused_with_both_figures(store, tmp_path):
+def test_what_does_not_fit_on_the_disk_is_refused_with_what_is_missing(store, tmp_path):
+    store.check_space([])
+    store.check_space(store.needed([(wanted_of(), store.inspect(wanted_of()))]))
     free = shutil.disk_usage(tmp_path).free
-    store.check_space(0)
-    store.check_space(1)
-    with pytest.raises(FleetError, match=r"models: [\d.]+ GiB to copy and 1.0 GiB to leave, but only [\d.]+ GiB free"):
-        store.check_space(free)
+    huge = [
+        Wanted(name, digest * 32, {"w": WantedFile(free * 2 // 3, digest * 32)})
+        for name, digest in (("a", "ab"), ("b", "cd"))
+    ]
+    needed = [store.needed([(one, store.inspect(one))])[0] for one in huge]
+    store.check_space(needed[:1])
+    figures = r"to fetch \(a [\d.]+ GiB, b [\d.]+ GiB\) and 1.0 GiB to leave, [\d.]+ GiB free: [\d.]+ GiB are missing"
+    with pytest.raises(FleetError, match=figures):
+        store.check_space(needed)
 
 
-def test_checkpoints_of_unknown_models_are_forgotten_and_moved_models_are_kept(store, present, tmp_path):
-    bring(store, Wanted("tiny-2", "cd" * 32, "", present.files))
-    assert store.forgotten(["tiny", "other"]) == (tmp_path / "models" / "tiny-2-cdcdcdcdcdcd",)
-    store.remove(store.forgotten([]))
-    assert list((tmp_path / "models").iterdir()) == []
+def names(paths):
+    return [path.name for path in paths]
 
 
-def test_staging_that_nobody_waits_for_is_abandoned(store, present):
-    waiting = Wanted("soon", "ef" * 32, "", present.files)
-    for wanted in (waiting, Wanted("never", "12" * 32, "", present.files), present):
-        store.prepare_staging(wanted, ["config.json"])
-    assert {path.name for path in store.abandoned([waiting, present])} == {
-        ".staging-never-121212121212",
-        f".staging-tiny-{DIGEST[:12]}",
-    }
+class TestPrune:
+    @pytest.fixture
+    def second(self, store, present):
+        contents = CONTENTS | {"config.json": b'{"newer": 1}'}
+        wanted = wanted_of(contents, digest="cd" * 32)
+        bring(store, wanted, contents)
+        return wanted
+
+    def test_unknown_models_are_forgotten_and_known_ones_kept(self, store, present):
+        bring(store, wanted_of(name="tiny-2", digest="cd" * 32))
+        assert names(checkpoint_prune.forgotten(store, ["tiny", "other"])) == ["tiny-2-cdcdcdcdcdcd"]
+
+    def test_a_superseded_checkpoint_goes_with_what_it_alone_had(self, store, present, second):
+        going = checkpoint_prune.unreferenced(store, {second.directory})
+        assert names(going) == [present.directory]
+        loose = checkpoint_prune.loose_blobs(store, going)
+        assert names(loose) == [present.files["config.json"].sha256]
+        assert checkpoint_prune.freed_bytes(going, loose) == (going[0] / NOTE).stat().st_size + len(
+            CONTENTS["config.json"]
+        )
+        checkpoint_prune.remove([*going, *loose])
+        assert store.inspect(second, full=True).whole
+        assert checkpoint_prune.loose_blobs(store) == []
+
+    def test_nothing_stays_when_nothing_is_wanted(self, store, present, second):
+        going = checkpoint_prune.unreferenced(store, set())
+        checkpoint_prune.remove([*going, *checkpoint_prune.loose_blobs(store, going)])
+        assert [path for path in store.root.rglob("*") if path.is_file()] == []
+
+    def test_other_directories_are_left_alone(self, store, present):
+        for name in (".quantizing", "lost+found", "notes"):
+            (store.root / name).mkdir()
+        assert names(checkpoint_prune.unreferenced(store, set())) == [present.directory]
+
+    def test_leftovers_are_what_no_fetch_will_need(self, store, present):
+        waiting = wanted_of({"w": b"soon"}, "soon", "ef" * 32)
+        fetch(store, waiting, {"w": b"soon"})
+        (store.root / ".incoming" / ("12" * 32)).write_bytes(b"never")
+        (store.root / ".staging-never-121212121212").mkdir()
+        found = checkpoint_prune.leftovers(store, [one.sha256 for one in waiting.files.values()])
+        assert names(found) == [".staging-never-121212121212", "12" * 32]
 
 
 @pytest.mark.parametrize(
