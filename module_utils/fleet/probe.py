@@ -27,7 +27,8 @@ from .probe_kernel_log import read_kernel_log
 from .probe_links import apply_link_test, link_test_part, links_from_pci, read_links, topology_key
 from .probe_nvml import GpuReading, read_nvml
 from .probe_pci import ABSENT, PciGpu, scan_gpus
-from .probe_verdict import health
+from .probe_quantized import read_quantized
+from .probe_pci import ABSENT
 from .quarantine_state import Quarantine, read_state
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
             {"path": one.path, "held_bytes": one.held_bytes, "why": one.why, "instances": list(one.instances)}
             for one in partial
         ],
+        **read_quantized(paths.models, paths.models.parent / "quantize", unseen),
         "instances": instances,
         "orphan_units": [
             {"id": identifier, "unit_state": unit.state, "main_pid": unit.main_pid}
