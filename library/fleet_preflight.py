@@ -48,6 +48,11 @@ options:
     description: Memory that a host needs.
     type: int
     default: 2147483648
+  drivers:
+    description:
+      - What the role C(nvidia_driver) is to do, and for which engine, by host. Hosts that are not named need no driver.
+    type: dict
+    default: {}
 attributes:
   check_mode:
     description: The module changes nothing, so check mode makes no difference.
@@ -105,7 +110,9 @@ left_out:
 from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fleet.errors import FleetError
 from ansible.module_utils.fleet.preflight import Requirements, judge, table
+from ansible.module_utils.fleet.preflight_driver import judge_drivers
 
 
 def main() -> None:
@@ -119,6 +126,7 @@ def main() -> None:
             "min_free_bytes": {"type": "dict", "default": {}},
             "engine_min_free_bytes": {"type": "dict", "default": {}},
             "min_memory_bytes": {"type": "int", "default": 2147483648},
+            "drivers": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
@@ -134,6 +142,10 @@ def main() -> None:
     rows = judge(
         texts, required, become_password_hosts=given["become_password_hosts"], engine_hosts=given["engine_hosts"]
     )
+    try:
+        rows += judge_drivers(texts, given["drivers"])
+    except FleetError as error:
+        module.fail_json(msg=str(error))
     stopped = [row.line() for row in rows if row.status == "blocked"]
     shown = {"table": table(rows), "left_out": [row.host for row in rows if row.status == "unreachable"]}
     if stopped:
