@@ -28,7 +28,7 @@ from .probe_links import apply_link_test, link_test_part, links_from_pci, read_l
 from .probe_nvml import GpuReading, read_nvml
 from .probe_pci import ABSENT, PciGpu, scan_gpus
 from .probe_quantized import read_quantized
-from .probe_pci import ABSENT
+from .probe_verdict import health
 from .quarantine_state import Quarantine, read_state
 
 if TYPE_CHECKING:
