@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from .document_checks import MachineDocument, check_document, faults_error, labels_as_tuple, list_as_tuple, shown
+from .engine_options import DEFAULT_GPU_MEMORY_UTILIZATION
 from .errors import FleetError
 from .hardware import GpuModel, gpu_by_name, gpu_by_pci_id
 from .host_policy import HostPolicy, missing_gpu_error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 SCHEMA = 1
+MODELS_DIRECTORY = "/var/lib/l40s-fleet/models"
+"""Where a host keeps its checkpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class PcieLink:
+    """The PCIe link of a GPU under load; None where it is not known."""
+
+    generation: int | None = None
+    width: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +35,11 @@ class Gpu:
 
     Args:
         model: its row of the hardware table; None when the table does not know it.
-        blocked: the health checks say that it must not be used, and why; None when it may.
+        blocked: why it must not be used, by the health checks or because memory is held from outside the fleet; None
+            when it may.
+        degraded: names of the health checks that it fails though it works.
+        foreign_bytes: memory that processes outside the fleet hold.
+        link: its PCIe link.
     """
 
     index: int
@@ -33,6 +48,9 @@ class Gpu:
     numa_node: int | None
     model: GpuModel | None
     blocked: str | None
+    degraded: tuple[str, ...] = ()
+    foreign_bytes: int = 0
+    link: PcieLink = PcieLink()
 
     @property
     def label(self) -> str:
@@ -42,12 +60,13 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The way between two GPUs of a host, by UUID."""
+    """The way between two GPUs of a host, by UUID. ``bytes_per_s`` is one direction's, where it was measured."""
 
     a: str
     b: str
     path: str | None
     p2p: Literal["verified", "failed", "untested"]
+    bytes_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +77,11 @@ class HostDocument:
         instances: records of what runs there, as they were read; ``plan_document`` understands them.
         provisional: the GPUs are known from a PCI scan only, because no driver answered.
         closed: a check of the whole host failed, and which; what runs there stays, nothing new is put there.
+        degraded: names of the checks of the whole host that it fails though it works.
+        all_reduce: measured seconds by group size and bytes of the reduced tensor; empty until a link test measured
+            them on GPUs. ``host_links`` makes of them what the speed model takes.
+        memory_total_bytes: of the host; None when the probe does not say.
+        disk_free_bytes: on the file system of the checkpoints; None when the probe does not say.
     """
 
     name: str
@@ -67,6 +91,10 @@ class HostDocument:
     instances: tuple[Mapping[str, Any], ...]
     provisional: bool
     closed: str | None = None
+    degraded: tuple[str, ...] = ()
+    all_reduce: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    memory_total_bytes: int | None = None
+    disk_free_bytes: int | None = None
 
     def excluded_uuids(self) -> frozenset[str]:
         """UUIDs of the GPUs that the operator excludes.
@@ -97,6 +125,11 @@ class _Health(MachineDocument):
     checks: Annotated[tuple[_Check, ...], BeforeValidator(list_as_tuple)] = ()
 
 
+class _PcieLink(MachineDocument):
+    generation: int | None = None
+    width: int | None = None
+
+
 class _Gpu(MachineDocument):
     index: int = Field(ge=0)
     uuid: str | None = Field(default=None, min_length=1)
@@ -105,6 +138,8 @@ class _Gpu(MachineDocument):
     pci_bus_id: str | None = None
     pci_device_id: str | None = None
     numa_node: int | None = None
+    memory_foreign_bytes: int | None = Field(default=None, ge=0)
+    link: _PcieLink | None = None
     health: _Health | None = None
 
 
@@ -113,11 +148,27 @@ class _Link(MachineDocument):
     b: str
     path: Literal["PIX", "PXB", "PHB", "NODE", "SYS"] | None = None
     p2p: Literal["verified", "failed", "untested"] = "untested"
+    bytes_per_s: float | None = Field(default=None, gt=0)
+
+
+class _Point(MachineDocument):
+    gpus: int = Field(ge=2)
+    bytes: int = Field(gt=0)
+    seconds: float = Field(gt=0)
+
+
+class _LinkTest(MachineDocument):
+    backend: str | None = None
 
 
 class _Policy(MachineDocument):
     exclude_gpus: Annotated[tuple[Any, ...], BeforeValidator(list_as_tuple)] = ()
     labels: _Words = ()
+
+
+class _Disk(MachineDocument):
+    path: str = Field(min_length=1)
+    free_bytes: int | None = Field(default=None, ge=0)
 
 
 class _Host(MachineDocument):
@@ -127,8 +178,12 @@ class _Host(MachineDocument):
     instances: Annotated[tuple[dict[str, Any], ...], BeforeValidator(list_as_tuple)] | None = None
     provisional: bool = False
     health: _Health | None = None
+    all_reduce: Annotated[tuple[_Point, ...], BeforeValidator(list_as_tuple)] | None = None
+    link_test: _LinkTest | None = None
     driver_version: str | None = None
     cuda_driver_version: int | None = None
+    memory_total_bytes: int | None = Field(default=None, gt=0)
+    disk: Annotated[tuple[_Disk, ...], BeforeValidator(list_as_tuple)] | None = None
 
 
 def parse_hosts(document: object, *, where: str) -> tuple[HostDocument, ...]:
@@ -164,9 +219,13 @@ def parse_host(name: str, document: object, *, where: str, path: str = "") -> Ho
     """
     host = check_document(_Host, document, where=where, path=path)
     prefix = f"{where}: {path}." if path else f"{where}: "
+    held = _held_by_instances(host.instances or ())
     gpus = tuple(
-        _gpu(gpu, f"{prefix}gpus[{index}]", provisional=host.provisional) for index, gpu in enumerate(host.gpus)
+        _gpu(gpu, f"{prefix}gpus[{index}]", provisional=host.provisional, held=held)
+        for index, gpu in enumerate(host.gpus)
     )
+    # Processes on CPUs that stood for GPUs measured nothing.
+    measured = host.link_test is None or host.link_test.backend != "gloo"
     faults = []
     for attribute in ("index", "uuid"):
         seen: dict[object, int] = {}
@@ -194,12 +253,18 @@ def parse_host(name: str, document: object, *, where: str, path: str = "") -> Ho
     return HostDocument(
         name=name,
         gpus=tuple(sorted(gpus, key=lambda gpu: gpu.index)),
-        links=tuple(sorted((_link(link) for link in host.links or ()), key=lambda link: (link.a, link.b))),
+        links=tuple(
+            sorted((_link(link, measured=measured) for link in host.links or ()), key=lambda link: (link.a, link.b))
+        ),
         policy=HostPolicy(exclude_gpus=policy.exclude_gpus, labels=tuple(sorted(policy.labels))),
         instances=host.instances or (),
         provisional=host.provisional,
         # A host without a driver is closed by that alone; it is planned provisionally all the same.
         closed=None if host.provisional else _blocked(host.health),
+        degraded=_degraded(host.health),
+        all_reduce=_curves(host.all_reduce or ()) if measured else {},
+        memory_total_bytes=host.memory_total_bytes,
+        disk_free_bytes=_free_for_checkpoints(host.disk or ()),
     )
 
 
@@ -232,7 +297,25 @@ def stable_part(document: Mapping[str, Any], policy: HostPolicy) -> dict[str, An
     }
 
 
-def _gpu(gpu: _Gpu, where: str, *, provisional: bool) -> Gpu:
+def _free_for_checkpoints(disks: tuple[_Disk, ...]) -> int | None:
+    """What is free below the nearest directory above the checkpoints that was looked at."""
+    above = [disk for disk in disks if f"{MODELS_DIRECTORY}/".startswith(f"{disk.path.rstrip('/')}/")]
+    nearest = max(above, key=lambda disk: len(disk.path), default=None)
+    return nearest.free_bytes if nearest is not None else None
+
+
+def _held_by_instances(instances: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """UUIDs of the GPUs that instances of the fleet are on; damaged records tell none."""
+    held: set[str] = set()
+    for record in instances:
+        shards = record.get("shards")
+        for shard in shards if isinstance(shards, list) else ():
+            gpus = shard.get("gpus") if isinstance(shard, dict) else None
+            held.update(gpu for gpu in gpus or () if isinstance(gpu, str))
+    return frozenset(held)
+
+
+def _gpu(gpu: _Gpu, where: str, *, provisional: bool, held: frozenset[str]) -> Gpu:
     # Of a GPU that has fallen off the bus, or that no driver answers for, little is known; a blocked one is not used.
     blocked = _blocked(gpu.health)
     sketchy = provisional or blocked is not None
@@ -253,13 +336,36 @@ def _gpu(gpu: _Gpu, where: str, *, provisional: bool) -> Gpu:
         name=gpu.name or "",
         numa_node=gpu.numa_node,
         model=_gpu_model(gpu),
-        blocked=blocked,
+        # An instance that runs there has its memory already.
+        blocked=blocked or (None if uuid in held else _taken(gpu)),
+        degraded=_degraded(gpu.health),
+        foreign_bytes=gpu.memory_foreign_bytes or 0,
+        link=PcieLink(gpu.link.generation, gpu.link.width) if gpu.link is not None else PcieLink(),
     )
 
 
-def _link(link: _Link) -> Link:
+def _taken(gpu: _Gpu) -> str | None:
+    """Why an engine would not find its memory at start: it wants its whole share of the card to be free."""
+    foreign, total = gpu.memory_foreign_bytes or 0, gpu.memory_total_bytes
+    if total is None or total - foreign >= total * DEFAULT_GPU_MEMORY_UTILIZATION:
+        return None
+    return (
+        f"foreign_memory: {foreign >> 20} MiB of {total >> 20} are held from outside the fleet, and an engine wants "
+        f"{DEFAULT_GPU_MEMORY_UTILIZATION:.0%} free at start"
+    )
+
+
+def _link(link: _Link, *, measured: bool) -> Link:
     a, b = sorted((link.a, link.b))
-    return Link(a=a, b=b, path=link.path, p2p=link.p2p)
+    return Link(a=a, b=b, path=link.path, p2p=link.p2p, bytes_per_s=link.bytes_per_s if measured else None)
+
+
+def _curves(points: Iterable[_Point]) -> dict[int, dict[int, float]]:
+    curves: dict[int, dict[int, float]] = {}
+    for point in points:
+        curves.setdefault(point.gpus, {})[point.bytes] = point.seconds
+    # One point is no curve.
+    return {gpus: curve for gpus, curve in sorted(curves.items()) if len(curve) > 1}
 
 
 def _gpu_model(gpu: _Gpu) -> GpuModel | None:
@@ -279,6 +385,10 @@ def _blocked(health: _Health | None) -> str | None:
     failed = [check for check in health.checks if check.status in ("blocked", "failed")]
     named = [f"{check.name}: {check.evidence}" if check.evidence else check.name for check in failed]
     return "; ".join(named) or "no check says why"
+
+
+def _degraded(health: _Health | None) -> tuple[str, ...]:
+    return tuple(check.name for check in health.checks if check.status == "degraded") if health is not None else ()
 
 
 def _refuse_shared_gpus(hosts: tuple[HostDocument, ...], where: str) -> None:

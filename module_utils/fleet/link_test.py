@@ -77,8 +77,13 @@ def why_not_now(document: Mapping[str, Any]) -> str | None:
 
 
 def testable_gpus(document: Mapping[str, Any]) -> tuple[LinkGpu, ...]:
-    """Return the GPUs that are not blocked, by index."""
-    gpus = [gpu for gpu in document["gpus"] if gpu["health"]["status"] != "blocked"]
+    """Return the GPUs that are not blocked, by index; one that an earlier test blocked may be tested again."""
+
+    def blocked(gpu: Mapping[str, Any]) -> bool:
+        checks = gpu["health"]["checks"]
+        return any(check["status"] == "blocked" and check["name"] != "write_and_verify" for check in checks)
+
+    gpus = [gpu for gpu in document["gpus"] if not blocked(gpu)]
     return tuple(
         LinkGpu(gpu["index"], gpu["uuid"], gpu["pci_bus_id"]) for gpu in sorted(gpus, key=lambda g: g["index"])
     )

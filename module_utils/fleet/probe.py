@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from .probe_host import (
 from .probe_host_checks import HOST_CHECKS, HostView
 from .probe_instances import instance_of_unit, read_records, read_units, run_command, unit_of_process
 from .probe_kernel_log import read_kernel_log
-from .probe_links import apply_link_test, link_test_part, links_from_pci, read_links, topology_key
+from .probe_links import apply_link_test, link_test_part, links_from_pci, read_links, tested_gpus, topology_key
 from .probe_nvml import GpuReading, read_nvml
 from .probe_pci import ABSENT, PciGpu, scan_gpus
 from .probe_quantized import read_quantized
@@ -88,6 +88,8 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
     links = read_links(uuids, reading.pairs) if reading.failure is None else links_from_pci(uuids, pci)
     key = topology_key(reading.driver_version, links)
     link_test = apply_link_test(links, paths.link_test, key, unseen)
+    tested = tested_gpus(link_test)
+    views = [replace(view, tested=tested.get(uuid)) for view, uuid in zip(views, uuids, strict=True)]
 
     records = read_records(paths.instances, unseen)
     units = read_units([record["id"] for record in records], unseen, run)

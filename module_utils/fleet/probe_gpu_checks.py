@@ -11,6 +11,7 @@ from .probe_verdict import Check, Verdict, blocked, degraded, ok, unknown
 
 if TYPE_CHECKING:
     from .probe_kernel_log import Xid
+    from .probe_links import GpuTest
     from .probe_nvml import GpuReading
     from .quarantine_state import Mark
 
@@ -33,6 +34,7 @@ _CLOCK_SLOWDOWNS = {
 }
 _EXCLUSIVE_PROCESS, _PROHIBITED = 3, 2
 _VGPU_GUEST, _VGPU_HOSTS = 2, (3, 4)
+_TEST_AGAIN = "playbooks/probe.yml -e fleet_link_test=true -e probe_link_test_force=true"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class GpuView:
         foreign_pids: their process ids.
         numa_nodes: of the host.
         quarantine: why the watch set this GPU aside; None when it did not.
+        tested: what a kept link test says about it; None without one.
     """
 
     bus_id: str
@@ -64,6 +67,7 @@ class GpuView:
     foreign_pids: tuple[int, ...] = ()
     numa_nodes: int = 1
     quarantine: Mark | None = None
+    tested: GpuTest | None = None
 
     def why(self, field: str) -> Verdict:
         """Return the verdict for a field that was not read."""
@@ -109,7 +113,9 @@ class GpuView:
 
     @property
     def link_generation(self) -> int | None:
-        """Generation under load, as far as it can be told: an idle link is taken for what card and slot allow."""
+        """Generation under load: as tested, else an idle link is taken for what card and slot allow."""
+        if self.idle and self.tested is not None and self.tested.link_generation is not None:
+            return self.tested.link_generation
         if self.idle:
             return _first(self.link_slot_generation, self.link_current_generation)
         return self.link_current_generation
@@ -184,6 +190,18 @@ def _quarantine(gpu: GpuView) -> Verdict:
         f"drain the host, reset the GPU (nvidia-smi --gpu-reset -i {gpu.bus_id}) or replace the card, then lift it: "
         f"ansible-playbook playbooks/clear_quarantine.yml --limit HOST -e quarantine_gpu={gpu.bus_id}",
     )
+
+
+def _write_and_verify(gpu: GpuView) -> Verdict:
+    if gpu.tested is None:
+        return unknown("no link test of this driver and topology is kept")
+    if gpu.tested.failure is not None:
+        return blocked(
+            f"the link test wrote to it and could not verify: {gpu.tested.failure}",
+            f"drain the host, reset the GPU (nvidia-smi --gpu-reset -i {gpu.bus_id}) and test again: {_TEST_AGAIN}; "
+            "replace the card if it fails again",
+        )
+    return ok("what was written came back right")
 
 
 def _remapped_rows(gpu: GpuView) -> Verdict:
@@ -284,6 +302,12 @@ def _pcie_generation(gpu: GpuView) -> Verdict:
         return degraded(
             f"generation {now} at work, {slot} is possible", "look for link retraining in the BIOS, reseat the card"
         )
+    loaded = gpu.tested.link_generation if gpu.tested is not None else None
+    if loaded is not None and loaded < slot:
+        return degraded(
+            f"generation {loaded} in the link test, {slot} is possible",
+            f"look for link retraining in the BIOS, reseat the card, then test again: {_TEST_AGAIN}",
+        )
     return ok(f"generation {now}" if now == slot else f"generation {now} while idle, {slot} is possible")
 
 
@@ -366,6 +390,7 @@ GPU_CHECKS: tuple[Check[GpuView], ...] = (
     Check("kernel_driver", _kernel_driver),
     Check("xid", _xid),
     Check("quarantine", _quarantine),
+    Check("write_and_verify", _write_and_verify),
     Check("remapped_rows", _remapped_rows),
     Check("ecc_errors", _ecc_errors),
     Check("ecc_mode", _ecc_mode),

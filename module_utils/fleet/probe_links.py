@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .probe_pci import path_between
@@ -69,6 +70,32 @@ def apply_link_test(links: list[dict[str, Any]], path: Path, key: str, unseen: l
         if ends in tested:
             link.update(tested[ends])
     return dict(kept)
+
+
+@dataclass(frozen=True)
+class GpuTest:
+    """What a kept link test says about one GPU.
+
+    Args:
+        failure: why data that was written to it did not come back right; None when it did.
+        link_generation: of its PCIe link while data crossed it; None when that was not seen.
+    """
+
+    failure: str | None = None
+    link_generation: int | None = None
+
+
+def tested_gpus(kept: dict[str, Any] | None) -> dict[str, GpuTest]:
+    """Return what a kept link test says about the GPUs, by UUID."""
+    rows = (kept or {}).get("gpus") or []
+    return {
+        row["uuid"]: GpuTest(
+            failure=None if row.get("status") == "verified" else row.get("reason") or "failed",
+            link_generation=row.get("link_generation"),
+        )
+        for row in rows
+        if isinstance(row, dict) and "uuid" in row
+    }
 
 
 def link_test_part(kept: dict[str, Any] | None) -> dict[str, Any]:
