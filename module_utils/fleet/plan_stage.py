@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .document_checks import faults_error
@@ -14,6 +14,9 @@ from .model_sources import LocalCheckpoint, read_models_file, resolve_models
 from .plan_document import Plan, instance_document, parse_instance, parse_plan, plan_to_document
 from .plan_table import move_words, plan_table
 from .planning import make_plan
+from .quantize_evidence import evidence_of
+from .quantize_jobs import plan_and_work
+from .quantize_texts import calibration_texts
 from .requests import host_name_faults
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from .configurations import ResolvedModel
     from .fetch_description import SourceOptions
     from .plan_document import Instance
+    from .quantize_evidence import Evidence
+    from .quantize_jobs import Work
+    from .quantize_plan import Outcome
     from .requests import ModelRequest
 
 APPLIED_SCHEMA = 1
@@ -41,6 +47,8 @@ class StageInput:
         sources: how sources that are not on the controller are reached; without it they need a ``config``.
         allow_unavailable: plan by ``config`` where a source cannot be reached. Otherwise that is an error, since what
             is planned could not be served.
+        accelerator: what engines and quantizers run on, ``cuda`` or ``cpu``.
+        quantize: the plan may count on quantized checkpoints that are not there yet.
     """
 
     models_file: str
@@ -54,6 +62,8 @@ class StageInput:
     optimize: bool = False
     sources: SourceOptions | None = None
     allow_unavailable: bool = False
+    accelerator: str = "cuda"
+    quantize: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,8 @@ class StageResult:
         notices: lines for the operator.
         table: the plan for the terminal.
         sources_lock: what the record of sources should hold now; None when it needs no change.
+        quantize_jobs: by host, the quantized checkpoints to make there.
+        quantize_copies: by host, those to copy from another host once they are made.
     """
 
     plan: Plan
@@ -83,6 +95,8 @@ class StageResult:
     notices: tuple[str, ...]
     table: str
     sources_lock: str | None = None
+    quantize_jobs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    quantize_copies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 def validate(stage: StageInput) -> None:
@@ -96,6 +110,7 @@ def validate(stage: StageInput) -> None:
     faults = host_name_faults(requests, frozenset(stage.inventory_hosts), where=stage.models_file)
     if faults:
         raise faults_error(faults)
+    calibration_texts(requests, stage.models_file)
     _resolve(stage, requests)
 
 
@@ -123,15 +138,30 @@ def run_stage(stage: StageInput) -> StageResult:
     remembered = _remembered(applied, frozen, notices)
     # Hosts that are gone are asked no more: what the plan held there is lost.
     current = [*_running(documents, applied, notices), *_elsewhere(applied, frozenset(documents))]
-    plan = make_plan(
-        [*documents.values(), *remembered.values()],
+
+    def make(wanted: Sequence[ResolvedModel]) -> Plan:
+        return make_plan(
+            [*documents.values(), *remembered.values()],
+            wanted,
+            current,
+            frozen=frozen,
+            engine_version=stage.engine_version,
+            port_base=stage.engine_port_base,
+            optimize=stage.optimize,
+        )
+
+    evidence = evidence_of(probed, notices)
+    outcome, work = plan_and_work(
+        make,
         models,
-        current,
-        frozen=frozen,
+        evidence,
+        documents,
         engine_version=stage.engine_version,
-        port_base=stage.engine_port_base,
-        optimize=stage.optimize,
+        accelerator=stage.accelerator,
+        enabled=stage.quantize,
+        texts=calibration_texts(requests, stage.models_file),
     )
+    plan = outcome.plan
     indices = {gpu.uuid: gpu.index for host in [*documents.values(), *remembered.values()] for gpu in host.gpus}
     moves = tuple(move_words(move, indices) for move in plan.moves)
     table = plan_table(plan, indices)
@@ -142,12 +172,14 @@ def run_stage(stage: StageInput) -> StageResult:
         moves=moves,
         applied_document=_applied_document(plan, applied, probed, documents, frozenset(frozen)),
         frozen=frozen,
-        checkpoints=_checkpoints(plan, checkpoints, frozenset(frozen)),
+        checkpoints=_checkpoints(plan, checkpoints, frozenset(frozen), outcome=outcome, work=work, evidence=evidence),
         per_host=_per_host(plan),
         known_models=tuple(sorted({request.name for request in requests} | {one.model for one in plan.instances})),
-        notices=(*notices, *_notices(documents, frozen, plan)),
+        notices=(*notices, *_notices(documents, frozen, plan), *outcome.notices, *work.notices),
         table=table,
         sources_lock=remote.lock_text() if remote else None,
+        quantize_jobs=work.jobs,
+        quantize_copies=work.copies,
     )
 
 
@@ -274,23 +306,40 @@ def _applied_document(
 
 
 def _checkpoints(
-    plan: Plan, checkpoints: Mapping[str, LocalCheckpoint], frozen: frozenset[str]
+    plan: Plan,
+    checkpoints: Mapping[str, LocalCheckpoint],
+    frozen: frozenset[str],
+    *,
+    outcome: Outcome,
+    work: Work,
+    evidence: Evidence,
 ) -> dict[str, list[dict[str, Any]]]:
+    """What each host fetches: sources of models, of prepared ones only where a job reads them or they exist already."""
     needed: dict[str, dict[str, dict[str, Any]]] = {}
     for one in plan.instances:
         found = checkpoints.get(one.model)
         if found is None:
             continue
+        prepared = outcome.preparations.get(one.model)
         for host in one.hosts:
-            if host not in frozen:
-                needed.setdefault(host, {})[found.name] = {
-                    "name": found.name,
-                    "source_path": found.source_path,
-                    "base_url": found.base_url,
-                    "credential": found.credential,
-                    "digest": found.digest,
-                    "total_bytes": found.total_bytes,
-                    "files": dict(found.files),
+            if host in frozen:
+                continue
+            wanted: LocalCheckpoint | None = found
+            if prepared is not None and one.model in work.existing.get(host, ()):
+                holders = evidence.made[prepared.key]
+                made = holders[min(holders)]
+                wanted = LocalCheckpoint(one.model, "", prepared.key, made.total_bytes, made.files)
+            elif prepared is not None and one.model not in work.sources.get(host, ()):
+                wanted = None
+            if wanted is not None:
+                needed.setdefault(host, {})[wanted.name] = {
+                    "name": wanted.name,
+                    "source_path": wanted.source_path,
+                    "base_url": wanted.base_url,
+                    "credential": wanted.credential,
+                    "digest": wanted.digest,
+                    "total_bytes": wanted.total_bytes,
+                    "files": dict(wanted.files),
                 }
     return {host: [by_name[name] for name in sorted(by_name)] for host, by_name in sorted(needed.items())}
 

@@ -29,6 +29,8 @@ DEFAULT_TOOL = "llmcompressor"
 TOOL_VERSIONS: Mapping[str, str] = {"llmcompressor": "0.14.0.1", "gptqmodel": "7.7.0"}
 # Precisions that exist only as a checkpoint, each with the method that makes it, the most faithful first.
 MADE: Mapping[str, str] = {"int8": "int8", "awq": "awq", "gptq": "gptq"}
+# Of roles/quantize/files/text/python-reference.txt, which calibrates where no other text is given.
+TEXT_SHA256 = "09e4c968e640b872389a5c1481a6bf5da8ccf11c30fa6d988ff2f8aabce8d61a"
 _KEY_SCHEMA = 1
 _CALIBRATED = ("awq", "gptq", "gptqmodel", "gptq_g_idx", "int8", "fp8_static")
 # From this version on the engine refuses checkpoints with g_idx ("GPTQ group activation ordering (desc_act=True) is no
@@ -73,6 +75,11 @@ class Recipe:
     def tool(self) -> str:
         """The environment that makes it."""
         return TOOLS.get(self.method, DEFAULT_TOOL)
+
+    @property
+    def environment(self) -> str:
+        """The tool with its version, as the directory of the environment is named."""
+        return f"{self.tool}-{TOOL_VERSIONS[self.tool]}"
 
     @property
     def tokens(self) -> int:
@@ -125,8 +132,12 @@ def result_key(source_digest: str, chosen: Recipe) -> str:
         source_digest: SHA-256 of the source's manifest.
         chosen: the recipe.
     """
-    tool = [chosen.tool, TOOL_VERSIONS[chosen.tool]]
-    parts = {"schema": _KEY_SCHEMA, "source": source_digest, "recipe": chosen.to_document(), "tool": tool}
+    parts = {
+        "schema": _KEY_SCHEMA,
+        "source": source_digest,
+        "recipe": {**chosen.to_document(), "text": chosen.text or TEXT_SHA256},
+        "tool": chosen.environment,
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
