@@ -62,6 +62,10 @@ options:
     description: Move what runs if that places more models, or the same on fewer GPUs.
     type: bool
     default: false
+  quantize:
+    description: Count on quantized checkpoints that can be made. Those that are there are used anyway.
+    type: bool
+    default: true
   output:
     description: Where the plan is written. Its directory is made. Left out, nothing is written.
     type: path
@@ -146,6 +150,14 @@ per_host:
   description: The instance records of each host, by host name.
   returned: when O(validate_only=false)
   type: dict
+quantize_jobs:
+  description: The quantized checkpoints that each host is to make, by host name.
+  returned: when O(validate_only=false)
+  type: dict
+quantize_copies:
+  description: Those that a host copies from another one once they are made, by host name.
+  returned: when O(validate_only=false)
+  type: dict
 known_models:
   description: Names of all models that are wanted or still run somewhere.
   returned: when O(validate_only=false)
@@ -221,6 +233,8 @@ def run(module):
         engine_version=params["engine_version"],
         engine_port_base=params["engine_port_base"],
         optimize=params["optimize"],
+        accelerator=params["accelerator"],
+        quantize=params["quantize"],
         sources=SourceOptions(
             cache=Path(params["cache_dir"]),
             endpoint=params["hub_endpoint"],
@@ -244,6 +258,8 @@ def run(module):
         "frozen": [{"host": host, "reason": reason} for host, reason in result.frozen.items()],
         "checkpoints": result.checkpoints,
         "per_host": result.per_host,
+        "quantize_jobs": result.quantize_jobs,
+        "quantize_copies": result.quantize_copies,
         "known_models": list(result.known_models),
         "notices": list(result.notices),
         "table": result.table,
@@ -278,6 +294,7 @@ def main():
             "engine_port_base": {"type": "int", "default": 8100},
             "allow_partial": {"type": "bool", "default": False},
             "optimize": {"type": "bool", "default": False},
+            "quantize": {"type": "bool", "default": True},
             "output": {"type": "path"},
             "hub_endpoint": {"type": "str", "default": "https://huggingface.co"},
             "hub_token": {"type": "str", "default": "", "no_log": True},

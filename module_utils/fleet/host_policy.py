@@ -32,6 +32,7 @@ VARIABLES: Mapping[str, Kind] = {
     "fleet_models_file": "text",
     "fleet_nvml_library": "elsewhere",
     "fleet_optimize": "flag",
+    "fleet_quantize": "flag",
     "fleet_plan_file": "text",
     "fleet_state": "state",
     "fleet_state_dir": "text",
