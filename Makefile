@@ -8,7 +8,7 @@ SHELL_FILES = $(shell git grep -lE '^\#!/(usr/)?bin/(env )?(ba|da)?sh$$')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/module_utils
 
-.PHONY: help setup demo lab lab-down test lint types unit test-lab engine-tests conformance bench molecule soak
+.PHONY: help setup demo lab lab-down test lint types unit test-lab engine-tests report-tests conformance bench molecule soak
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ lab: setup ## Start the embedded lab: simulated L40S nodes, real systemd, SSH
 lab-down: setup ## Remove the embedded lab
 	@scripts/lab down --name $${L40S_LAB:-demo}
 
-test: lint types test-lab unit engine-tests molecule ## Everything that a maintainer runs before a push
+test: lint types test-lab unit report-tests engine-tests molecule ## Everything that a maintainer runs before a push
 
 test-lab: setup
 	@scripts/lab up --name test
@@ -43,6 +43,10 @@ types: setup ## mypy --strict on the core
 
 unit: setup ## Unit, property and golden tests
 	pytest
+
+report-tests: setup ## The report in headless Chromium; screenshots in build/report
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } >&2
+	pytest tests/report
 
 engine-tests: test-lab ## Planned arguments against the real vLLM's parser, parameter counts against transformers
 	pytest tests/conformance

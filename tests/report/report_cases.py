@@ -1,0 +1,124 @@
+"""Plans to look at: the example, the lab, one with refusals only, and a large fleet."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from fleet.engine_options import DEFAULT_ENGINE_VERSION
+from fleet.host_document import HostDocument, parse_hosts
+from fleet.model_sources import resolve_models
+from fleet.planning import make_plan
+from fleet.report import ReportInput, render_report
+from fleet.requests import parse_requests
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(CHECKOUT / part) for part in ("scripts", "lab", "tests/bench")]
+
+import bench_placement  # noqa: E402
+import lab_topology  # noqa: E402
+import tiny_models  # noqa: E402
+
+if TYPE_CHECKING:
+    from fleet.plan_document import Plan
+
+EXAMPLE = CHECKOUT / "inventory" / "example"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A plan, its hosts, and its report."""
+
+    plan: Plan
+    hosts: tuple[HostDocument, ...]
+    page: str
+
+
+def case(plan: Plan, hosts: tuple[HostDocument, ...], **more: Any) -> Case:
+    """A plan with its report."""
+    return Case(plan, hosts, render_report(ReportInput(plan=plan, hosts=hosts, **more)))
+
+
+def planned(facts: dict[str, Any], models: dict[str, Any], directory: Path, current: Any = ()) -> tuple[Plan, Any]:
+    """A plan and its hosts from documents as files hold them; relative paths are relative to ``directory``."""
+    where = str(directory / "models.yml")
+    hosts = parse_hosts(facts, where="facts.json")
+    resolved, _ = resolve_models(parse_requests(json.dumps(models), where=where), where, with_checkpoints=False)
+    return make_plan(hosts, resolved, current, engine_version=DEFAULT_ENGINE_VERSION), hosts
+
+
+def example() -> Case:
+    """The seed's box and two hosts beside it, as inventory/example has them."""
+    return case(*planned(*example_documents(), EXAMPLE))
+
+
+def example_documents() -> tuple[dict[str, Any], dict[str, Any]]:
+    """FACTS.json and models.yml of inventory/example."""
+    facts = json.loads((EXAMPLE / "facts.json").read_text())
+    return facts, yaml.safe_load((EXAMPLE / "models.yml").read_text())
+
+
+def changed() -> Case:
+    """The example with more traffic, a GPU excluded and one blocked, compared with the example."""
+    facts, models = example_documents()
+    before, _ = planned(facts, models, EXAMPLE)
+    facts, models = copy.deepcopy((facts, models))
+    facts["hosts"]["l40s-box"]["policy"]["exclude_gpus"] = [0]
+    check = {"name": "xid", "status": "blocked", "evidence": "Xid 79 <b>fell off the bus</b>"}
+    facts["hosts"]["l40s-b"]["gpus"][0]["health"] = {"status": "blocked", "checks": [check]}
+    for entry in models["models"]:
+        if entry["name"] == "llama-2-13b":
+            entry["demand"]["requests_per_second"] = 30
+    plan, hosts = planned(facts, models, EXAMPLE, before.instances)
+    return case(plan, hosts, current=before)
+
+
+def lab(directory: Path) -> Case:
+    """The embedded lab, with tiny models that are made in ``directory``."""
+    models = yaml.safe_load((CHECKOUT / "inventory" / "lab" / "models.yml").read_text())
+    tiny = {one.name: one for one in (tiny_models.LLAMA, tiny_models.QWEN)}
+    for entry in models["models"]:
+        checkpoint = directory / entry["name"]
+        tiny_models.write(tiny[entry["name"]], checkpoint)
+        entry["source"] = f"file:{checkpoint}"
+    hosts = {
+        node: {
+            "gpus": [
+                {
+                    "index": gpu.index,
+                    "uuid": gpu.uuid,
+                    "name": "NVIDIA L40S",
+                    "memory_total_bytes": 46068 * 1024**2,
+                    "pci_bus_id": gpu.nvml_bus_id,
+                    "numa_node": gpu.numa_node,
+                }
+                for gpu in lab_topology.gpus_of(node)
+            ]
+        }
+        for node in lab_topology.GPU_HOSTS
+    }
+    return case(*planned({"schema": 1, "hosts": hosts}, models, directory))
+
+
+def refused() -> Case:
+    """Nothing runs: a model that is too large for the only host, with a name as long as names may be."""
+    facts, models = example_documents()
+    facts["hosts"] = {"l40s-a": facts["hosts"]["l40s-a"]}
+    facts["hosts"]["l40s-a"]["gpus"] = facts["hosts"]["l40s-a"]["gpus"][:1]
+    facts["hosts"]["l40s-a"]["links"] = []
+    large = next(entry for entry in models["models"] if entry["name"] == "llama-3-70b")
+    large |= {"name": "a-name-that-is-as-long-as-the-name-of-a-model-ok", "quantization": "none"}
+    return case(*planned(facts, {"models": [large]}, EXAMPLE))
+
+
+def large() -> Case:
+    """1,000 hosts of 8 GPUs and 50 models."""
+    names = [f"h{index:04d}" for index in range(1000)]
+    hosts = bench_placement.hosts({name: bench_placement.large_host(name) for name in names})
+    models = bench_placement.many_models(50, 8000)
+    return case(make_plan(hosts, models, (), engine_version=DEFAULT_ENGINE_VERSION), hosts)
