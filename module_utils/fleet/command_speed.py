@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .checkpoint import load_model_facts
 from .engine_flags import add_engine_flags, engine_options
@@ -50,19 +50,23 @@ def run(args: argparse.Namespace) -> int:
         document["kv_cache_holds_it"] = batch * (prompt_tokens + output_tokens) <= kv_cache_tokens
         rows.append(document)
     answer: dict[str, object] = {"gpu": gpu.name, "links": speed.links.source, "rows": rows}
+    speculative = None
     if args.draft is not None or args.speculative_tokens:
-        answer["speculative"] = _speculative(args, speed, batches, prompt_tokens + output_tokens / 2)
+        speculative = _speculative(args, speed, batches, prompt_tokens + output_tokens / 2)
+        answer["speculative"] = speculative
     if args.json:
         json.dump(answer, sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
         _print_table(rows)
+        if speculative is not None:
+            _print_speculation(speculative)
     return 0
 
 
 def _speculative(
     args: argparse.Namespace, plain: SpeedModel, batches: list[int], context_tokens: float
-) -> dict[str, object]:
+) -> dict[str, Any]:
     draft = None if args.draft is None else load_model_facts(args.draft)
     speculative = SpeculativeOptions(
         method="ngram" if draft is None else "draft_model",
@@ -104,3 +108,15 @@ def _print_table(rows: list[dict[str, object]]) -> None:
             f"{row['batch']:>6} {row['prefill_s']:>10.4f} {row['tpot_ms']:>9.2f} "
             f"{row['decode_tokens_per_s']:>10.0f}  {row['bound']}\n"
         )
+
+
+def _print_speculation(answer: dict[str, Any]) -> None:
+    until = answer["pays_until_batch"]
+    pays = f"up to batch {until}" if until else "at no batch"
+    sys.stdout.write(
+        f"\n{answer['num_speculative_tokens']} draft tokens a step by {answer['method']}, "
+        f"{answer['tokens_per_step']:.2f} tokens come out: pays {pays}\n"
+        f"{'batch':>6} {'tpot ms':>9} {'speed-up':>9}\n"
+    )
+    for row in answer["rows"]:
+        sys.stdout.write(f"{row['batch']:>6} {row['tpot_ms']:>9.2f} {row['speedup']:>9.2f}\n")
