@@ -87,7 +87,7 @@ options:
     default: ~/.cache/l40s-fleet
   allow_unavailable:
     description:
-      - Plan by a model's C(config) when its source cannot be reached. Otherwise that is a failure, since what is planned
+      - Plan by a model's C(config) when its source cannot be reached. Otherwise that fails, since what is planned
         could not be served.
     type: bool
     default: false
@@ -95,6 +95,11 @@ options:
     description: Look again what branches and HTTP trees are now, instead of taking what was recorded.
     type: bool
     default: false
+  report:
+    description:
+      - Where a page about the plan (HTML, self-contained) is written, together with O(output) or when it is missing.
+      - It compares the plan with what runs. Needs O(output).
+    type: path
   validate_only:
     description: Check models, checkpoints and host variables only, before any host was probed.
     type: bool
@@ -106,7 +111,7 @@ attributes:
   diff_mode:
     description: Shows the instances of the plan before and after.
     support: full
-requirements: [pydantic, PyYAML]
+requirements: [Jinja2, pydantic, PyYAML]
 author: l40s-fleet (@l40s-fleet)
 """
 
@@ -168,6 +173,10 @@ notices:
   returned: when O(validate_only=false)
   type: list
   elements: str
+report:
+  description: The page about the plan.
+  returned: when O(report) is given
+  type: str
 table:
   description: The plan for the terminal.
   returned: when O(validate_only=false)
@@ -218,6 +227,17 @@ def write(module, output, text):
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     return changed
+
+
+def write_report(module, result, plan_changed):
+    """Write the page about the plan together with the plan. Returns whether it is another one."""
+    if not plan_changed and Path(module.params["report"]).is_file():
+        return False
+    # Most runs change nothing and need not load it.
+    from ansible.module_utils.fleet.report import ReportInput, render_report  # noqa: PLC0415
+
+    given = ReportInput(plan=result.plan, current=result.applied_plan, hosts=result.hosts)
+    return write(module, module.params["report"], render_report(given))
 
 
 def run(module):
@@ -272,6 +292,9 @@ def run(module):
             "after": plan_lines(result.plan),
         }
         answer["changed"] = write(module, params["output"], canonical_json(answer["plan"]))
+        if params["report"]:
+            answer["report"] = params["report"]
+            answer["changed"] = write_report(module, result, answer["changed"]) or answer["changed"]
         if result.sources_lock is not None:
             answer["changed"] = (
                 write(module, lock_path_of(params["models_file"]), result.sources_lock) or answer["changed"]
@@ -296,6 +319,7 @@ def main():
             "optimize": {"type": "bool", "default": False},
             "quantize": {"type": "bool", "default": True},
             "output": {"type": "path"},
+            "report": {"type": "path"},
             "hub_endpoint": {"type": "str", "default": "https://huggingface.co"},
             "hub_token": {"type": "str", "default": "", "no_log": True},
             "proxy": {"type": "str", "default": "", "no_log": True},
@@ -304,6 +328,7 @@ def main():
             "update_sources": {"type": "bool", "default": False},
             "validate_only": {"type": "bool", "default": False},
         },
+        required_by={"report": ["output"]},
         supports_check_mode=True,
     )
     if IMPORT_ERROR is not None:

@@ -34,6 +34,7 @@ VARIABLES: Mapping[str, Kind] = {
     "fleet_optimize": "flag",
     "fleet_quantize": "flag",
     "fleet_plan_file": "text",
+    "fleet_report_file": "text",
     "fleet_state": "state",
     "fleet_state_dir": "text",
     "fleet_sysfs_root": "text",

@@ -83,6 +83,8 @@ class StageResult:
         sources_lock: what the record of sources should hold now; None when it needs no change.
         quantize_jobs: by host, the quantized checkpoints to make there.
         quantize_copies: by host, those to copy from another host once they are made.
+        hosts: what the plan was made for, frozen hosts included as far as they are known.
+        applied_plan: what runs now according to the hosts; None before the first run.
     """
 
     plan: Plan
@@ -97,6 +99,8 @@ class StageResult:
     sources_lock: str | None = None
     quantize_jobs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     quantize_copies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    hosts: tuple[HostDocument, ...] = ()
+    applied_plan: Plan | None = None
 
 
 def validate(stage: StageInput) -> None:
@@ -180,6 +184,8 @@ def run_stage(stage: StageInput) -> StageResult:
         sources_lock=remote.lock_text() if remote else None,
         quantize_jobs=work.jobs,
         quantize_copies=work.copies,
+        hosts=(*documents.values(), *remembered.values()),
+        applied_plan=applied.plan if applied is not None else None,
     )
 
 

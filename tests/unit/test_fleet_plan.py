@@ -127,3 +127,26 @@ def test_failures_are_clear_lines_and_write_nothing(run, tmp_path):
     assert not valid["failed"]
     assert not valid["changed"]
     assert not (tmp_path / "state").exists()
+
+
+def test_the_report_is_written_with_the_plan(run, tmp_path):
+    report = tmp_path / "state" / "report.html"
+    entries = [model("m")]
+    first, second = run(*[case(tmp_path, entries, report=str(report)) for _ in range(2)])
+    assert first["changed"]
+    assert first["report"] == str(report)
+    assert not second["changed"]
+    text = report.read_text()
+    assert "m-1" in text
+    # The page of a plan that was applied is compared with it.
+    later = case(tmp_path, [model("m"), model("n")], report=str(report), applied=[first["applied_document"]])
+    (checked,) = run(later, check=True)
+    assert checked["changed"]
+    assert report.read_text() == text
+    (changed,) = run(later)
+    assert changed["changed"]
+    assert "Instances: 1 added." in report.read_text()
+    report.unlink()
+    (again,) = run(case(tmp_path, [model("m"), model("n")], report=str(report)))
+    assert again["changed"]
+    assert report.is_file()
