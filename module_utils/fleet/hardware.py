@@ -10,6 +10,8 @@ from .errors import FleetError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .speed_collectives import Links
+
 _MIB = 1024**2
 _GIB = 1024**3
 
@@ -19,7 +21,8 @@ class GpuModel:
     """One GPU product.
 
     ``torch_visible_bytes`` is what ``torch.cuda.mem_get_info`` calls total, which vLLM multiplies by
-    ``gpu_memory_utilization``. It is less than NVML's total, and both are less than the number on the box.
+    ``gpu_memory_utilization``. It is less than NVML's total, and both are less than the number on the box. ``links``
+    are those of a host where they are not the default, ``links_of`` names that host where others of the fleet differ.
     """
 
     name: str
@@ -35,6 +38,13 @@ class GpuModel:
     nvlink: bool
     power_limit_watts: int
     sources: Mapping[str, str]
+    links: Links | None = None
+    links_of: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Name of what the planner takes to be equal: product and links."""
+        return f"{self.name} with the links of {self.links_of}" if self.links_of else self.name
 
     @property
     def supports_fp8(self) -> bool:

@@ -184,7 +184,7 @@ class SpeedModel:
         self.model = model
         self.gpu = gpu
         self.options = options
-        self.links = links or default_links(nvlink=gpu.nvlink)
+        self.links = links or gpu.links or default_links(nvlink=gpu.nvlink)
         self._curves: KernelCurves = KERNELS[gpu.name]
         self._overheads = overheads or OVERHEADS[gpu.name]
         sustained = {
