@@ -8,16 +8,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import load_model_facts
+from .document_checks import load_json
 from .engine_flags import add_engine_flags, engine_options
 from .engine_options import SpeculativeOptions
 from .errors import FleetError
 from .hardware import gpu_by_name
+from .host_document import parse_hosts
+from .host_links import links_between
 from .memory import estimate_memory
+from .model_sources import read_text
 from .speculation import SpeculativeSpeed
 from .speed import SpeedModel
 
 if TYPE_CHECKING:
     import argparse
+
+    from .hardware import GpuModel
+    from .speed_collectives import Links
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--speculative-tokens", type=int, default=0, help="draft tokens a step; without --draft: n-gram"
     )
     parser.add_argument("--acceptance-rate", type=float, help="of one draft token, between 0 and 1")
+    parser.add_argument("--facts", metavar="FACTS.json", help="host documents, for the links that a link test measured")
+    parser.add_argument("--host", help="the host of --facts whose links count")
     parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
 
 
@@ -42,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_model_facts(args.config)
     gpu = gpu_by_name(args.gpu, where="--gpu")
     options = engine_options(args)
-    speed = SpeedModel(model, gpu, options)
+    speed = SpeedModel(model, gpu, options, links=_links(args, gpu, options.world_size))
     kv_cache_tokens = estimate_memory(model, gpu, options).kv_cache_tokens
     rows = []
     for batch in batches:
@@ -62,6 +71,23 @@ def run(args: argparse.Namespace) -> int:
         if speculative is not None:
             _print_speculation(speculative)
     return 0
+
+
+def _links(args: argparse.Namespace, gpu: GpuModel, count: int) -> Links | None:
+    """Those of a host of ``--facts``, between the first GPUs of the kind; None for the default."""
+    if args.facts is None and args.host is None:
+        return None
+    if args.facts is None or args.host is None:
+        raise FleetError("--host" if args.host is None else "--facts", "is needed beside the other")
+    hosts = parse_hosts(load_json(read_text(args.facts), where=args.facts), where=args.facts)
+    host = next((one for one in hosts if one.name == args.host), None)
+    if host is None:
+        names = ", ".join(one.name for one in hosts) or "no host"
+        raise FleetError("--host", f"{args.facts} has {names}, not {args.host}")
+    uuids = [one.uuid for one in host.gpus if one.model is not None and one.model.name == gpu.name]
+    if len(uuids) < count:
+        raise FleetError("--host", f"{args.host} has {len(uuids)} {gpu.name}, {count} are needed")
+    return links_between(host, uuids[:count])
 
 
 def _speculative(

@@ -4,7 +4,9 @@ import json
 
 import pytest
 from fleet.cli import main
+from fleet.speed_collectives import PCIE_ALL_REDUCE
 from model_configs import CONFIGS
+from plan_samples import facts
 
 LLAMA = str(CONFIGS / "llama-3-8b.json")
 LARGE = str(CONFIGS / "llama-3-70b.json")
@@ -34,6 +36,21 @@ def test_tensor_parallel_over_pcie_halves_a_lonely_decode_step_less_than_in_two(
     one = rows(capsys, "--config", LLAMA, "--batch", "1")[1]["tpot_ms"]
     two = rows(capsys, "--config", LLAMA, "--batch", "1", "--tensor-parallel", "2")[1]["tpot_ms"]
     assert one / 2 < two < one
+
+
+def test_the_links_that_a_host_measured_count(capsys, tmp_path):
+    document = facts("a", "b")
+    document["hosts"]["a"]["all_reduce"] = [
+        {"gpus": 2, "bytes": size, "seconds": 10 * seconds} for size, seconds in PCIE_ALL_REDUCE[2]
+    ]
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(document))
+    arguments = ("--config", LLAMA, "--batch", "8", "--tensor-parallel", "2", "--facts", str(path), "--host")
+    measured, default = (rows(capsys, *arguments, name)[8] for name in ("a", "b"))
+    assert measured["tpot_ms"] > 1.2 * default["tpot_ms"]
+    code, output = run(capsys, *arguments, "c")
+    assert code == 1
+    assert output.err.splitlines() == [f"fleet speed: --host: {path} has a, b, not c"]
 
 
 def test_what_the_cache_does_not_hold_is_said(capsys):
@@ -67,6 +84,8 @@ def test_speculation_says_until_which_batch_it_pays(capsys):
         (("--config", LLAMA, "--tensor-parallel", "3"), "tensor_parallel"),
         (("--config", LLAMA, "--gpu", "RTX 9090"), "--gpu"),
         (("--config", LARGE, "--draft", LLAMA), "--speculative-tokens"),
+        (("--config", LLAMA, "--host", "a"), "--facts"),
+        (("--config", LLAMA, "--facts", "/nonexistent/facts.json", "--host", "a"), "/nonexistent/facts.json"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(capsys, arguments, named):
