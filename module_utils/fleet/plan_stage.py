@@ -9,6 +9,7 @@ from .document_checks import faults_error
 from .errors import FleetError
 from .fetch_sources import RemoteSources, lock_path_of
 from .host_document import HostDocument, parse_host, parse_hosts, stable_part, with_policy
+from .host_notices import notices_of
 from .host_policy import HostPolicy, parse_policies
 from .model_sources import LocalCheckpoint, read_models_file, resolve_models
 from .plan_document import Plan, instance_document, parse_instance, parse_plan, plan_to_document
@@ -152,6 +153,8 @@ def run_stage(stage: StageInput) -> StageResult:
             engine_version=stage.engine_version,
             port_base=stage.engine_port_base,
             optimize=stage.optimize,
+            # The serving role starts instances of one host only.
+            multi_node=False,
         )
 
     evidence = evidence_of(probed, notices)
@@ -360,13 +363,7 @@ def _per_host(plan: Plan) -> dict[str, list[dict[str, Any]]]:
 
 def _notices(documents: Mapping[str, HostDocument], frozen: Mapping[str, str], plan: Plan) -> list[str]:
     lines = [f"{host} is left as it is: {reason}." for host, reason in frozen.items()]
-    for host in documents.values():
-        if host.closed is not None:
-            lines.append(f"{host.name} gets nothing new: {host.closed}.")
-        lines += [
-            f"{host.name} {gpu.label} is not used: {gpu.blocked}." for gpu in host.gpus if gpu.blocked is not None
-        ]
-    lines += plan.summary.notes
+    lines += [*notices_of(documents.values()), *plan.summary.notes]
     if plan.summary.improvement_available is not None:
         lines.append("A better placement is known; fleet_optimize=true applies it.")
     return lines

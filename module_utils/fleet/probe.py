@@ -84,7 +84,7 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
 
     quarantine, quarantine_error = _read_quarantine(paths.quarantine, unseen)
     views, processes = _gpu_views(reading, pci, log, quarantine, paths)
-    uuids = [_uuid(view) for view in views]
+    uuids = _uuids(views, quarantine)
     links = read_links(uuids, reading.pairs) if reading.failure is None else links_from_pci(uuids, pci)
     key = topology_key(reading.driver_version, links)
     link_test = apply_link_test(links, paths.link_test, key, unseen)
@@ -213,9 +213,11 @@ def _matched(reading: NvmlReading, pci: tuple[PciGpu, ...]) -> list[tuple[GpuRea
     return matched + [(GpuReading(index=len(matched) + more), device) for more, device in enumerate(rest.values())]
 
 
-def _uuid(view: GpuView) -> str:
-    """Return the GPU's UUID, or a stand-in that stays the same as long as the card stays in its slot."""
-    return view.nvml.uuid or f"PCI-{view.bus_id}"
+def _uuids(views: Sequence[GpuView], quarantine: Quarantine) -> list[str]:
+    """Return the GPUs' UUIDs: NVML's, else the one that the watch saw in that slot, else a stand-in for the slot."""
+    told = {view.nvml.uuid for view in views}
+    seen = {bus: known.uuid for bus, known in quarantine.known.items() if known.uuid not in told}
+    return [view.nvml.uuid or seen.get(view.bus_id) or f"PCI-{view.bus_id}" for view in views]
 
 
 def _processes(gpu: GpuReading, procfs: Path) -> list[dict[str, Any]]:

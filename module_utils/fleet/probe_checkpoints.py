@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint_store import NOTE
+from .checkpoint_store import BLOBS, NOTE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -50,7 +50,9 @@ def read_partial_checkpoints(
             wanted.setdefault(path, []).append(str(record.get("id")))
     found = []
     try:
-        directories = sorted(entry for entry in models.iterdir() if entry.is_dir()) if models.is_dir() else []
+        entries = sorted(models.iterdir()) if models.is_dir() else []
+        # Blobs are whole files, which checkpoints share.
+        directories = [entry for entry in entries if entry.is_dir() and entry.name != BLOBS]
         for directory in directories:
             why = _why_partial(directory)
             if why:
