@@ -39,6 +39,7 @@ options:
       cost: {description: What it takes., type: dict, default: {}}
       judged: {description: How much held-out text is judged by., type: dict, required: true}
       text: {description: A text on the host; empty for the repository's., type: str, default: ""}
+      text_source: {description: That text on the controller., type: str, default: ""}
       words: {description: The recipe in words., type: str, default: ""}
   seen:
     description: The C(updated_at) of the status that was seen last.
@@ -78,6 +79,10 @@ figures:
   description: Perplexity of both, agreement, tokens.
   returned: when they were measured
   type: dict
+files:
+  description: Size C(bytes) and C(sha256) of the checkpoint's files, by relative path.
+  returned: when it is there
+  type: dict
 running:
   description: Whether the job runs.
   returned: when O(step=watch)
@@ -98,6 +103,8 @@ def answer(verdict, *, changed):
     document = {"changed": changed, "outcome": verdict.outcome, "words": verdict.words}
     if verdict.figures is not None:
         document["figures"] = verdict.figures.to_document()
+    if verdict.files:
+        document["files"] = verdict.files
     return document
 
 
@@ -137,6 +144,7 @@ def main():
         "cost": {"type": "dict", "default": {}},
         "judged": {"type": "dict", "required": True},
         "text": {"type": "str", "default": ""},
+        "text_source": {"type": "str", "default": ""},
         "words": {"type": "str", "default": ""},
     }
     module = AnsibleModule(

@@ -145,11 +145,13 @@ class Verdict:
         outcome: ``accepted``, ``rejected`` or ``absent``.
         words: the figures, or why there is no checkpoint, in words.
         figures: as they were measured; None when nothing was.
+        files: size and SHA-256 of an accepted checkpoint's files, by relative path.
     """
 
     outcome: str
     words: str
     figures: Figures | None = None
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class QuantizeHost:
@@ -170,7 +172,9 @@ class QuantizeHost:
         if record.get("key") == job.key and self._is_whole(directory, job):
             figures = figures_from(record["figures"], where=str(directory / RECIPE))
             why = why_rejected(figures, job.limits)
-            return Verdict("rejected" if why else "accepted", why or figures_words(figures), figures)
+            if why:
+                return Verdict("rejected", why, figures)
+            return Verdict("accepted", figures_words(figures), figures, _noted_files(directory))
         record = _read(self._places.rejected / f"{job.id}.json")
         if record.get("key") == job.key:
             figures = figures_from(record["figures"], where=str(self._places.rejected / f"{job.id}.json"))
@@ -206,8 +210,11 @@ class QuantizeHost:
         Raises:
             FleetError: systemd does not start it.
         """
-        if self._state(job).active_state in _RUNNING:
+        state = self._state(job)
+        if state.active_state in _RUNNING:
             return
+        if state.needs_reload:
+            self._systemd.daemon_reload()
         directory = self._places.configuration / job.id
         directory.mkdir(parents=True, exist_ok=True)
         self._places.baselines.mkdir(parents=True, exist_ok=True)
@@ -293,7 +300,9 @@ class QuantizeHost:
             self._promote(job, directory / "checkpoint", record)
             rejected.unlink(missing_ok=True)
         self.forget(job)
-        return Verdict("rejected" if why else "accepted", why or figures_words(figures), figures)
+        if why:
+            return Verdict("rejected", why, figures)
+        return Verdict("accepted", figures_words(figures), figures, _noted_files(self._places.store / job.id))
 
     def forget(self, job: Job) -> None:
         """Removes what a job needed while it ran."""
@@ -329,6 +338,11 @@ class QuantizeHost:
 
     def _state(self, job: Job) -> UnitState:
         return self._systemd.states([job.unit])[job.unit]
+
+
+def _noted_files(directory: Path) -> dict[str, dict[str, Any]]:
+    noted = read_note(directory)
+    return {name: {"bytes": entry["bytes"], "sha256": entry["sha256"]} for name, entry in noted.items()}
 
 
 def _regular_files(directory: Path) -> list[Path]:
