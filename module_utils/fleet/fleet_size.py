@@ -33,7 +33,7 @@ class Size:
 def fewest_hosts(
     models: Sequence[ResolvedModel], gpu: GpuModel, gpus: int, *, engine_version: str, one_lost: bool
 ) -> Size:
-    """Find the fewest hosts on which nothing is refused.
+    """Find the fewest hosts on which nothing is refused, and no GPU is shared to save one unless that is asked for.
 
     Where models may run by name or label does not count: the hosts do not exist yet. Transfers between GPUs are taken
     to work, as a link test would have to show.
@@ -76,7 +76,12 @@ def _depends_on_room(plan: Plan) -> bool:
 
 
 def _anywhere(model: ResolvedModel, *, one_lost: bool) -> ResolvedModel:
-    placement = Placement(spread_over_hosts=model.request.placement.spread_over_hosts)
+    asked = model.request.placement
+    placement = Placement(
+        spread_over_hosts=asked.spread_over_hosts,
+        allow_multi_node=asked.allow_multi_node,
+        share_gpus="always" if asked.share_gpus == "always" else "never",
+    )
     lost = max(model.request.availability.hosts_lost, int(one_lost))
     changes = {"placement": placement, "availability": Availability(hosts_lost=lost)}
     return replace(model, request=model.request.model_copy(update=changes))

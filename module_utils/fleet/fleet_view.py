@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from .host_means import disk_for_checkpoints, memory_for_engines
 from .placement_problem import GpuRoom, HostRoom
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class FleetView:
             ),
             failed_pairs=frozenset(frozenset((link.a, link.b)) for link in host.links if link.p2p == "failed"),
             verified_pairs=frozenset(frozenset((link.a, link.b)) for link in host.links if link.p2p == "verified"),
+            memory_bytes=memory_for_engines(host.memory_total_bytes),
+            disk_bytes=disk_for_checkpoints(host.disk_free_bytes),
         )
 
 

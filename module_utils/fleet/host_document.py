@@ -311,7 +311,7 @@ def _held_by_instances(instances: Iterable[Mapping[str, Any]]) -> frozenset[str]
         shards = record.get("shards")
         for shard in shards if isinstance(shards, list) else ():
             gpus = shard.get("gpus") if isinstance(shard, dict) else None
-            held.update(gpu for gpu in gpus or () if isinstance(gpu, str))
+            held.update(gpu for gpu in (gpus if isinstance(gpus, list) else ()) if isinstance(gpu, str))
     return frozenset(held)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .placement_repair import repair
 from .placement_run import Placing
+from .placement_wide import add_wide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,4 +50,7 @@ def decide(
     placing.settle()
     if not draft and not optimize:
         repair(placing)
+        if any(state.wish.shared_shapes for state in placing.order):
+            repair(placing, sharing=True)
+    add_wide(placing)
     return placing.decision()

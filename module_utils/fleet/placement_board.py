@@ -45,12 +45,16 @@ class Board:
         """Who holds a GPU."""
         return self._holders.get((host, uuid), ())
 
-    def joinable(self, host: str, shape: Shape) -> str | None:
-        """A GPU on which there is room beside instances that share it in the same way; the fullest, then the first."""
+    def joinable(self, host: str, model: str, shape: Shape) -> str | None:
+        """A GPU on which there is room beside instances that share it in the same way; the fullest, then the first.
+
+        Two replicas of one model on one GPU carry no more than one.
+        """
         found = []
         for gpu in self.rooms[host].gpus:
             holders = self.holders(host, gpu.uuid)
-            if holders and gpu.kind == shape.kind and self.may_stand(host, gpu.uuid, shape):
+            other = holders and all(one.model != model for one in holders)
+            if other and gpu.kind == shape.kind and self.may_stand(host, gpu.uuid, shape):
                 found.append((-len(holders), gpu.index, gpu.uuid))
         return min(found)[2] if found else None
 
@@ -73,29 +77,37 @@ class Board:
         taken = {one.seat for one in self.holders(host, uuid)}
         return next(number for number in range(len(taken) + 1) if number not in taken)
 
-    def has_means(self, host: str, wish: Wish, shape: Shape, *, without: Iterable[Placed] = ()) -> bool:
-        """Whether a host has the memory and disk that one more replica takes.
+    def means(self, host: str, *, without: Iterable[Placed] = ()) -> tuple[int | None, int | None]:
+        """Memory and disk that are left on a host, below 0 where what stands has too much; None where it is not known.
 
         Args:
             host: the host.
-            wish: of the model.
-            shape: of the replica.
             without: what would go first.
         """
         room = self.rooms[host]
         if room.memory_bytes is None and room.disk_bytes is None:
-            return True
+            return None, None
         going = set(map(id, without))
         staying = [one for one in self._on_host[host] if id(one) not in going]
-        if room.memory_bytes is not None:
-            used = sum(self._wishes[one.model].host_memory.get(one.shape, 0) for one in staying)
-            if used + wish.host_memory.get(shape, 0) > room.memory_bytes:
-                return False
-        if room.disk_bytes is None or host in wish.stored_on or not wish.checkpoint_bytes:
-            return True
-        models = {one.model for one in staying} | {wish.model}
-        new = (self._wishes[model] for model in models)
-        return sum(one.checkpoint_bytes for one in new if host not in one.stored_on) <= room.disk_bytes
+        memory, disk = room.memory_bytes, room.disk_bytes
+        if memory is not None:
+            memory -= sum(self._wishes[one.model].host_memory.get(one.shape, 0) for one in staying)
+        if disk is not None:
+            models = (self._wishes[model] for model in {one.model for one in staying})
+            disk -= sum(wish.checkpoint_bytes for wish in models if host not in wish.stored_on)
+        return memory, disk
+
+    def lack(self, host: str, wish: Wish, shape: Shape, *, without: Iterable[Placed] = ()) -> tuple[str, int] | None:
+        """What a host lacks for one more replica, ``memory`` or ``disk``, and how many bytes; None when nothing."""
+        going = tuple(without)
+        memory, disk = self.means(host, without=going)
+        needed = wish.host_memory.get(shape, 0)
+        if memory is not None and needed > memory:
+            return "memory", needed - memory
+        there = any(one.model == wish.model and one not in going for one in self._on_host[host])
+        if disk is not None and not there and host not in wish.stored_on and wish.checkpoint_bytes > disk:
+            return "disk", wish.checkpoint_bytes - disk
+        return None
 
     def take(self, place: Placed) -> None:
         """Give a replica its GPUs."""

@@ -114,7 +114,7 @@ class Finder:
             if cause != "optimize" or now.host not in self.wish.hosts or now.shape not in shapes:
                 continue
             free = self._board.are_free(now.host, now.gpus) and now.shape.ways == 1 and not now.further
-            if (pin is None or fulfils(now, pin)) and free and self._board.has_means(now.host, self.wish, now.shape):
+            if (pin is None or fulfils(now, pin)) and free and self._board.lack(now.host, self.wish, now.shape) is None:
                 return now.host, now.shape, now.gpus
         return None
 
@@ -145,15 +145,15 @@ class Finder:
         """A place on some GPUs of one host; those of its holders that lose them give their memory and disk back."""
         going = [holder for gpu in gpus for holder in self._board.holders(host, gpu.uuid)]
         for shape in shapes:
-            if not self._board.has_means(host, self.wish, shape, without=going):
+            if self._board.lack(host, self.wish, shape, without=going) is not None:
                 continue
-            beside = self._board.joinable(host, shape) if shape.ways > 1 else None
+            beside = self._board.joinable(host, self.wish.model, shape) if shape.ways > 1 else None
             uuids = (beside,) if beside is not None else choose_gpus(self._board.rooms[host], gpus, shape)
             if uuids is None:
                 continue
             if going:
                 victims = [holder for uuid in uuids for holder in self._board.holders(host, uuid)]
-                if beside is None and not self._board.has_means(host, self.wish, shape, without=victims):
+                if beside is None and self._board.lack(host, self.wish, shape, without=victims):
                     continue
             return host, shape, uuids
         return None

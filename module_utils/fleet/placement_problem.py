@@ -233,6 +233,7 @@ class Shortage:
         min_hosts: true when there was room, but not on a further host.
         at_most: true when no more replicas are allowed.
         left: running instances that lost their place and found no other, with the cause.
+        lacking: hosts with free GPUs that lack something else: (host, ``memory`` or ``disk``, bytes).
     """
 
     model: str
@@ -242,6 +243,7 @@ class Shortage:
     left: tuple[tuple[Standing, Cause], ...] = ()
     carried: float = 0.0
     at_most: bool = False
+    lacking: tuple[tuple[str, str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

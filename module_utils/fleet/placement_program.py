@@ -130,6 +130,7 @@ class SizingProgram:
             return
         taken = [(count, shape.gpus) for shape, counts in mine.items() for count in counts]
         self._program.constrain(taken, most=hosts * len(one.free))
+        self._fit_means(position, one)
         used: dict[Any, list[tuple[int, int]]] = {}
         if hosts == 1:
             # On one host only the tensor groups have to be looked at.
@@ -144,6 +145,24 @@ class SizingProgram:
         for shape, counts in mine.items():
             used.setdefault(part_of(shape, one), []).extend((count, 1) for count in counts)
         self._pick(position, hosts, patterns(one, sorted(used, reverse=True)), used)
+
+    def _fit_means(self, position: int, one: HostClass) -> None:
+        """Host memory and disk: exact on one host; of more hosts together, each is looked at where it is dealt to."""
+        here = [(model, shape, count) for (model, shape, at), count in self._counts.items() if at == position]
+        wishes = {ask.wish.model: ask.wish for ask in self._asks}
+        if one.memory_bytes is not None:
+            used = [(count, wishes[model].host_memory.get(shape, 0) >> 20) for model, shape, count in here]
+            self._program.constrain(used, most=len(one.hosts) * one.memory_bytes >> 20)
+        if one.disk_bytes is None or len(one.hosts) > 1:
+            return
+        stored = []
+        for name, size in one.to_store:
+            mine = [(count, -1) for model, _, count in here if model == name]
+            if mine:
+                needed = self._program.integer(1)
+                self._program.constrain([(needed, len(one.free)), *mine], least=0)
+                stored.append((needed, size >> 20))
+        self._program.constrain(stored, most=one.disk_bytes >> 20)
 
     def _pick(
         self,

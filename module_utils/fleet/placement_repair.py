@@ -46,8 +46,7 @@ def _improve(placing: Placing, *, sharing: bool) -> bool:
         states = _involved(placing, short, hosts)
         small = len(states) * len(hosts) <= _WHOLE_FLEET_GPUS
         found = WindowProgram(placing.board, states, hosts, sharing=sharing, reshape=small).solve()
-        if found is not None:
-            _apply(placing, found)
+        if found is not None and _apply(placing, found):
             return True
         if tried >= _MOST_FRUITLESS:
             break
@@ -92,9 +91,11 @@ def _involved(placing: Placing, short: Sequence[State], hosts: Sequence[str]) ->
     return sorted((state for state in placing.order if state.wish.model in names), key=lambda state: state.wish.model)
 
 
-def _apply(placing: Placing, found: Rearrangement) -> None:
+def _apply(placing: Placing, found: Rearrangement) -> bool:
+    """Rearrange; go back when a place that was counted on could not be found and nothing is gained."""
+    before, carried = placing.snapshot(), placing.carried()
     for place in found.going:
-        placing.release(placing.state(place.model), place, cause="demand")
+        placing.release(placing.state(place.model), place, cause=place.cause or "demand")
     # Where the places of tensor groups are given they come first, then the largest.
     order = sorted(found.coming, key=lambda one: (not one.gpus, -one.shape.gpus, one.shape.ways > 1, str(one)))
     for one in order:
@@ -102,6 +103,10 @@ def _apply(placing: Placing, found: Rearrangement) -> None:
         gpus = _gpus_for(placing, state, one)
         if gpus is not None:
             placing.put(state, (one.host, one.shape, gpus))
+    if placing.carried() > carried:
+        return True
+    placing.restore(before)
+    return False
 
 
 def _gpus_for(placing: Placing, state: State, one: Addition) -> tuple[str, ...] | None:
@@ -109,7 +114,7 @@ def _gpus_for(placing: Placing, state: State, one: Addition) -> tuple[str, ...] 
     if one.gpus and len(one.gpus) == one.shape.gpus:
         return one.gpus
     if one.shape.ways > 1:
-        beside = board.joinable(one.host, one.shape)
+        beside = board.joinable(one.host, one.model, one.shape)
         if beside is not None:
             return (beside,)
     room = board.rooms[one.host]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .placement_board import Board
@@ -160,12 +161,37 @@ class Placing:
         """What has come of it."""
         for state in self.order:
             self._bring_back(state)
-        shortages = [shortage for state in self.order if (shortage := state.shortage()) is not None]
+        found = ((state, state.shortage()) for state in self.order)
+        shortages = [replace(one, lacking=self._lacking(state)) for state, one in found if one is not None]
         return Decision(
             placed=tuple(sorted(self.board.placed(), key=lambda one: (one.model, one.host, one.gpus, one.seat))),
             shortages=tuple(sorted(shortages, key=lambda one: one.model)),
             free={name: tuple(gpu.uuid for gpu in self.board.free(name)) for name in self.board.rooms},
         )
+
+    def carried(self) -> tuple[float, ...]:
+        """What is carried, the highest priority first; larger is better."""
+        sums: dict[int, float] = {}
+        for state in self.order:
+            tally = state.tally
+            share = tally.carried + tally.carried_without_a_host - 1e-3 * (tally.missing + len(state.pins))
+            sums[state.wish.priority] = sums.get(state.wish.priority, 0.0) + share
+        return tuple(round(sums[priority], 6) for priority in sorted(sums, reverse=True))
+
+    def snapshot(self) -> list[tuple[list[Placed], list[tuple[Standing, Cause]], list[int]]]:
+        """What stands, what left, which pins are open, by model in the order of ``order``."""
+        return [(list(state.tally.placed), list(state.leaving), list(state.pins)) for state in self.order]
+
+    def restore(self, snapshot: Sequence[tuple[list[Placed], list[tuple[Standing, Cause]], list[int]]]) -> None:
+        """Go back to a snapshot."""
+        for state in self.order:
+            for place in list(state.tally.placed):
+                self.board.release(place)
+                state.tally.remove(place)
+        for state, (placed, leaving, pins) in zip(self.order, snapshot, strict=True):
+            state.leaving, state.pins = list(leaving), list(pins)
+            for place in placed:
+                self._take(state, place)
 
     # -- pieces ---------------------------------------------------------------------------------------------------
 
@@ -213,9 +239,12 @@ class Placing:
             free = tuple(self.board.free(name))
             if not free:
                 continue
+            memory, disk = self.board.means(name)
+            models = frozenset(one.model for one in self.board.on_host(name)) if disk is not None else frozenset()
             indices = {gpu.uuid: gpu.index for gpu in free}
             failed = [sorted(indices[uuid] for uuid in pair) for pair in room.failed_pairs if pair <= indices.keys()]
-            rooms.append(FreeRoom(name, free, frozenset((low, high) for low, high in failed)))
+            pairs = frozenset((low, high) for low, high in failed)
+            rooms.append(FreeRoom(name, free, pairs, memory, disk, models))
         return rooms
 
     def _finder(self, state: State) -> Finder:
@@ -236,6 +265,23 @@ class Placing:
         place = Placed(state.wish.model, host, uuids, shape, standing=standing, cause=cause, pin=pin, seat=seat)
         self._take(state, place)
         return place
+
+    def _lacking(self, state: State) -> tuple[tuple[str, str, int], ...]:
+        """Hosts with enough free GPUs for one more replica of a model that lack memory or disk for it."""
+        shapes = sorted(state.wish.shapes, key=lambda shape: shape.gpus)[:1]
+        names = [name for name in self.board.rooms if name in state.wish.hosts]
+        found = []
+        for shape in shapes:
+            for name in names:
+                lack = self.board.lack(name, state.wish, shape) if self.board.free_count(name) >= shape.gpus else None
+                if lack is not None:
+                    found.append((name, *lack))
+        return tuple(found)
+
+    def take_new(self, state: State, place: Placed) -> None:
+        """Put a replica on free GPUs that were chosen for it."""
+        standing, cause = state.name_for(place.host, place.gpus)
+        self._take(state, replace(place, standing=standing, cause=cause))
 
     def _take(self, state: State, place: Placed) -> None:
         self.board.take(place)

@@ -14,7 +14,6 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from .placement_integer import IntegerProgram
-from .placement_problem import GPU_PARTS
 from .placement_program import UNITS, units
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 # What has to be gained before anything is moved: a thousandth of one model's demand, or a replica that has to be there.
 LEAST_GAIN = UNITS // 1000
 _DETERMINISTIC_TIME = 1.0
+_GPU_COST = 10**5
 # Of a host's tensor groups of one size no more than this many are looked at; those inside a switch come first.
 _MOST_GROUPS = 300
 
@@ -123,11 +123,11 @@ class WindowProgram:
 
     def _cost(self) -> list[tuple[int, int]]:
         """GPUs, then replicas, then how they are spread, then how far down the list of preferences."""
-        terms = [(keep, place.shape.parts * 10**4 + 900) for place, keep in self._keeps]
+        terms = [(keep, _own_gpus(place.shape) * _GPU_COST + 900) for place, keep in self._keeps]
         for (model, shape, _), variable in self._new.items():
-            shapes = self._wishes[model].shapes
-            preference = shapes.index(shape) if shape in shapes else len(shapes)
-            terms.append((variable, shape.parts * 10**4 + 1000 + min(preference, 90)))
+            offered = [*self._wishes[model].shapes, *self._wishes[model].shared_shapes]
+            preference = offered.index(shape) if shape in offered else len(offered)
+            terms.append((variable, _own_gpus(shape) * _GPU_COST + 1000 + min(preference, 90)))
         return [*terms, *self._spread, *self._far]
 
     def _rearrangement(self) -> Rearrangement:
@@ -195,41 +195,54 @@ class WindowProgram:
         keeps: Sequence[tuple[Placed, int]],
         counts: Mapping[Shape, Sequence[int]],
     ) -> None:
-        """No GPU is given twice; tensor groups have no failed pair inside; no more share one than its ways."""
-        program = self._program
+        """No GPU is given twice, and tensor groups have no failed pair inside."""
         of_kind = {gpu.uuid for gpu in gpus}
         taken: list[tuple[int, int]] = []
         on_gpu: dict[str, int] = {}
-        seats: dict[int, list[tuple[int, int]]] = {}
-        held: dict[int, list[int]] = {}
         for place, keep in keeps:
-            mine = [uuid for host, uuid in place.cells if host == room.name and uuid in of_kind]
             if place.shape.ways == 1:
+                mine = [uuid for host, uuid in place.cells if host == room.name and uuid in of_kind]
                 taken.append((keep, len(mine)))
                 on_gpu |= dict.fromkeys(mine, keep)
-                continue
-            for uuid in mine:
-                seats.setdefault(place.shape.ways, []).append((keep, 1))
-                if uuid not in on_gpu:
-                    on_gpu[uuid] = program.integer(1)
-                    held.setdefault(place.shape.ways, []).append(on_gpu[uuid])
-                program.constrain([(on_gpu[uuid], 1), (keep, -1)], least=0)
         for shape, many in counts.items():
-            if shape.ways > 1:
-                seats.setdefault(shape.ways, []).extend((count, 1) for count in many)
-                self._shared += [(count, 1) for count in many]
-            else:
+            if shape.ways == 1:
                 taken += [(count, shape.gpus) for count in many]
-        for ways, sharers in sorted(seats.items()):
-            shared_gpus = program.integer(len(gpus))
-            program.constrain([(shared_gpus, -ways), *sharers], most=0)
-            program.constrain([(shared_gpus, 1), *((one, -1) for one in held.get(ways, ()))], least=0)
-            taken.append((shared_gpus, 1))
-            # A GPU that is shared by fewer than it could be costs no less.
-            self._far.append((shared_gpus, GPU_PARTS * 10**3))
-        program.constrain(taken, most=len(gpus))
+        sharers = [(place, keep) for place, keep in keeps if place.shape.ways > 1 and place.gpus[0] in of_kind]
+        ways = {place.shape.ways for place, _ in sharers} | {shape.ways for shape in counts if shape.ways > 1}
+        for number in sorted(ways):
+            taken.append((self._fit_shared(room, len(gpus), number, sharers, on_gpu), 1))
+        self._program.constrain(taken, most=len(gpus))
         if any(pair <= of_kind for pair in room.failed_pairs):
             self._fit_groups(room, gpus, on_gpu, counts)
+
+    def _fit_shared(
+        self, room: HostRoom, gpus: int, ways: int, sharers: Sequence[tuple[Placed, int]], on_gpu: dict[str, int]
+    ) -> int:
+        """A variable for the GPUs that are shared in one way: no more instances on them than they have parts."""
+        program = self._program
+        shared_gpus = program.integer(gpus)
+        by_model: dict[str, list[tuple[int, int]]] = {}
+        held: list[tuple[int, int]] = []
+        for place, keep in sharers:
+            if place.shape.ways != ways:
+                continue
+            (uuid,) = place.gpus
+            by_model.setdefault(place.model, []).append((keep, 1))
+            if uuid not in on_gpu:
+                on_gpu[uuid] = program.integer(1)
+                held.append((on_gpu[uuid], -1))
+            program.constrain([(on_gpu[uuid], 1), (keep, -1)], least=0)
+        for (model, shape, host), count in self._new.items():
+            if host == room.name and shape.ways == ways:
+                by_model.setdefault(model, []).append((count, 1))
+                self._shared.append((count, 1))
+        program.constrain([(shared_gpus, 1), *held], least=0)
+        program.constrain([(shared_gpus, -ways), *(one for mine in by_model.values() for one in mine)], most=0)
+        for mine in by_model.values():
+            # Two replicas of one model on one GPU carry no more than one.
+            program.constrain([(shared_gpus, -1), *mine], most=0)
+        self._far.append((shared_gpus, _GPU_COST))
+        return shared_gpus
 
     def _fit_groups(
         self,
@@ -264,19 +277,21 @@ class WindowProgram:
         """Host memory for every replica, disk for every model."""
         program = self._program
         here = {key: variable for key, variable in self._new.items() if key[2] == room.name}
-        if room.memory_bytes is not None:
-            mebi = 1 << 20
+        memory, disk = self._board.means(room.name)
+        if memory is not None:
             used = [
-                (keep, -(-self._wishes[place.model].host_memory.get(place.shape, 0) // mebi))
+                (keep, self._wishes[place.model].host_memory.get(place.shape, 0) >> 20)
                 for place, keep in keeps
                 if place.model in self._wishes
             ]
+            # What runs may have more than there should be, as long as it stays.
+            most = (memory >> 20) + sum(size for _, size in used)
             used += [
-                (variable, -(-self._wishes[model].host_memory.get(shape, 0) // mebi))
+                (variable, -(-self._wishes[model].host_memory.get(shape, 0) >> 20))
                 for (model, shape, _), variable in here.items()
             ]
-            program.constrain(used, most=room.memory_bytes // mebi)
-        if room.disk_bytes is None:
+            program.constrain(used, most=most)
+        if disk is None:
             return
         stored = []
         for wish in self._wishes.values():
@@ -287,8 +302,10 @@ class WindowProgram:
             if mine:
                 needed = program.integer(1)
                 program.constrain([(needed, 8 * len(room.gpus)), *((one, -1) for one in mine)], least=0)
-                stored.append((needed, -(-wish.checkpoint_bytes // (1 << 20))))
-        program.constrain(stored, most=room.disk_bytes >> 20)
+                stored.append((needed, wish.checkpoint_bytes >> 20))
+                there = any(place.model == wish.model for place, _ in keeps)
+                disk += wish.checkpoint_bytes if there else 0
+        program.constrain(stored, most=disk >> 20)
 
     def _add_model(self, state: State, hosts: frozenset[str]) -> None:
         """What is carried of one model: its demand, its replicas, and what is left without any one host."""
@@ -369,6 +386,11 @@ def _shapes_of_satisfied(board: Board, states: Sequence[State], hosts: Sequence[
             if place.model in shapes:
                 shapes[place.model][place.shape] = None
     return {model: list(found) for model, found in shapes.items()}
+
+
+def _own_gpus(shape: Shape) -> int:
+    """GPUs that are not counted as shared ones."""
+    return shape.gpus if shape.ways == 1 else 0
 
 
 def _tensor_groups(room: HostRoom, gpus: Sequence[GpuRoom], size: int) -> list[tuple[GpuRoom, ...]]:

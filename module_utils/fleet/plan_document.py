@@ -36,6 +36,22 @@ class CheckpointReference:
 
 
 @dataclass(frozen=True, slots=True)
+class Sharing:
+    """How an instance shares its GPU.
+
+    Args:
+        ways: into how many equal parts the GPU's memory is divided.
+        seat: which of them this one has, from 0.
+        starts_after: ids of the instances on the GPU that start before it; one starts at a time, since the engine looks
+            at what is free.
+    """
+
+    ways: int
+    seat: int
+    starts_after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One engine.
 
@@ -46,6 +62,7 @@ class Instance:
         speed: at its share of the demand; empty without one.
         reasons: the first says why it stands where it stands and is kept as long as it stays; the others are made anew.
         provisional: planned from a PCI scan, before a driver confirmed the GPUs.
+        sharing: None when its GPUs are its own.
     """
 
     id: str
@@ -62,6 +79,7 @@ class Instance:
     reasons: tuple[str, ...]
     checkpoint: CheckpointReference | None = None
     provisional: bool = False
+    sharing: Sharing | None = None
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -118,7 +136,8 @@ class Summary:
     """The plan in figures.
 
     Args:
-        gpus_lower_bound: no plan that carries the same with the plan's candidates uses fewer GPUs.
+        gpus_lower_bound: no plan that carries the same with the plan's candidates uses fewer GPUs, unless more of them
+            run a less faithful precision or are shared.
         gap_fraction: how much of ``gpus_used`` is above that bound.
         carried: share of each model's demand that is carried within its objectives; of its instances that is placed
             where there is no demand.
@@ -165,6 +184,8 @@ def instance_document(instance: Instance) -> dict[str, Any]:
         del document["checkpoint"]
     if not instance.provisional:
         del document["provisional"]
+    if instance.sharing is None:
+        del document["sharing"]
     return _lists(document)  # type: ignore[no-any-return]
 
 
@@ -215,6 +236,12 @@ class _Checkpoint(MachineDocument):
     total_bytes: int = Field(ge=0)
 
 
+class _Sharing(MachineDocument):
+    ways: int = Field(ge=2)
+    seat: int = Field(ge=0)
+    starts_after: Annotated[tuple[str, ...], BeforeValidator(list_as_tuple)] = ()
+
+
 class _Instance(MachineDocument):
     id: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
     model: str
@@ -230,6 +257,7 @@ class _Instance(MachineDocument):
     reasons: Annotated[tuple[str, ...], BeforeValidator(list_as_tuple)] = ()
     checkpoint: _Checkpoint | None = None
     provisional: bool = False
+    sharing: _Sharing | None = None
 
 
 class _Refusal(MachineDocument):
@@ -353,6 +381,7 @@ def _instance(parsed: _Instance) -> Instance:
         if checkpoint
         else None,
         provisional=parsed.provisional,
+        sharing=Sharing(**parsed.sharing.model_dump()) if parsed.sharing else None,
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from .configurations import Configuration
 from .engine_arguments import instance_engine_args
-from .plan_document import Instance, Shard
+from .host_document import MODELS_DIRECTORY
+from .plan_document import Instance, Shard, Sharing, id_order
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from .placement_problem import Cause, Decision, Placed, Shape
     from .wishes import Prepared
 
-MODELS_DIRECTORY = "/var/lib/l40s-fleet/models"
 _DIGEST_CHARACTERS = 12
 _CAUSE_WORDS: Mapping[Cause, str] = {
     "lost": "its host or GPU is gone",
@@ -71,11 +72,12 @@ def plan_instances(
     for placed in sorted(decision.placed, key=lambda one: (not one.stays, one.model, one.host, one.gpus)):
         identity = placed.standing.id if placed.standing else _free_id(placed.model, ids)
         ids.add(identity)
-        taken = ports.setdefault(placed.host, set())
+        taken = set().union(*(ports.setdefault(host, set()) for host in placed.hosts))
         port = current[identity].port if placed.stays else 0
         if not port or port in taken:
             port = next(number for number in range(port_base, 65536) if number not in taken)
-        taken.add(port)
+        for host in placed.hosts:
+            ports[host].add(port)
         before = current.get(identity)
         ready = prepared[placed.model]
         if placed.stays and before is not None and before.reasons:
@@ -95,6 +97,22 @@ def plan_instances(
                 configurations=configurations,
             )
         )
+    return _with_start_order(result)
+
+
+def _with_start_order(instances: Sequence[Instance]) -> list[Instance]:
+    """Of instances on one GPU, each starts after those in the seats before it."""
+    on_gpu: dict[tuple[str, str], list[Instance]] = {}
+    for one in instances:
+        if one.sharing is not None:
+            on_gpu.setdefault(one.gpus[0], []).append(one)
+    result = []
+    for one in instances:
+        if one.sharing is not None:
+            before = [other for other in on_gpu[one.gpus[0]] if other.sharing and other.sharing.seat < one.sharing.seat]
+            ids = tuple(sorted((other.id for other in before), key=id_order))
+            one = replace(one, sharing=replace(one.sharing, starts_after=ids))  # noqa: PLW2901
+        result.append(one)
     return result
 
 
@@ -133,9 +151,12 @@ def _instance(
         engine=request.engine,
         task=request.task,
         aliases=request.aliases,
-        shards=(Shard(placed.host, placed.gpus),),
+        shards=(
+            Shard(placed.host, placed.gpus),
+            *(Shard(host, gpus, rank) for rank, (host, gpus) in enumerate(placed.further, start=1)),
+        ),
         engine_args=instance_engine_args(request, found.options, path),
-        env={**request.env, "CUDA_VISIBLE_DEVICES": ",".join(placed.gpus)},
+        env={**request.env, "CUDA_VISIBLE_DEVICES": ",".join(placed.gpus)} if not placed.further else dict(request.env),
         port=port,
         memory=memory,
         speed=speed,
@@ -149,12 +170,13 @@ def _instance(
             *_why_so_many_replicas(prepared, speed),
         ),
         checkpoint=model.checkpoint,
-        provisional=view.hosts[placed.host].provisional,
+        provisional=any(view.hosts[host].provisional for host in placed.hosts),
+        sharing=Sharing(placed.shape.ways, placed.seat) if placed.shape.ways > 1 else None,
     )
 
 
 def _why_there(placed: Placed, prepared: Prepared, view: FleetView, why_leaving: str | None) -> str:
-    where = view.place_words(placed.host, placed.gpus)
+    where = " and ".join(view.place_words(host, gpus) for host, gpus in ((placed.host, placed.gpus), *placed.further))
     if placed.stays:
         return f"Stays on {where}, where it runs."
     choice = _choice(placed, prepared, view)
@@ -172,7 +194,11 @@ def _choice(placed: Placed, prepared: Prepared, view: FleetView) -> str:
         return f"placement.pins[{prepared.pins[placed.pin]}] asks for it"
     if allowed == 1:
         return "the only host that may be used"
-    if wish is not None and not wish.spread:
+    if placed.further:
+        choice = "the hosts with the fewest free GPUs that suffice"
+    elif placed.shape.ways > 1:
+        choice = "a GPU that is shared"
+    elif wish is not None and not wish.spread:
         choice = "the fullest host that has room, because spread_over_hosts is false"
     elif prepared.target > 1:
         choice = "the host with the fewest replicas of the model, then the largest share of free GPUs"
@@ -204,11 +230,14 @@ def _why_this_precision(found: Configuration, prepared: Prepared) -> list[str]:
 def _why_untested(placed: Placed, view: FleetView) -> list[str]:
     """A tensor group over a pair that no link test has seen."""
     size = placed.shape.tensor_parallel
-    verified = view.rooms[placed.host].verified_pairs
-    for start in range(0, len(placed.gpus), size):
-        group = placed.gpus[start : start + size]
-        if any(frozenset(pair) not in verified for pair in combinations(group, 2)):
-            return ["Peer-to-peer transfers between its GPUs were not tested; the link test of the probe does that."]
+    for host, gpus in ((placed.host, placed.gpus), *placed.further):
+        verified = view.rooms[host].verified_pairs
+        for start in range(0, len(gpus), size):
+            group = gpus[start : start + size]
+            if any(frozenset(pair) not in verified for pair in combinations(group, 2)):
+                return [
+                    "Peer-to-peer transfers between its GPUs were not tested; the link test of the probe does that."
+                ]
     return []
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .configurations import LESS_FAITHFUL, Configuration, Configurations, less_faithful
+from .configurations import LESS_FAITHFUL, Configuration, less_faithful
+from .fleet_configurations import FleetConfigurations
 from .fleet_view import FleetView
+from .host_means import host_memory_bytes
 from .model_document import model_section
 from .placement import decide
-from .placement_bound import fewest_gpus
+from .placement_bound import Need, fewest_gpus_in_all
 from .placement_problem import TOLERANCE
 from .plan_document import Candidate, Move, Place, Plan, Summary, id_order
 from .plan_instances import plan_instances
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from .carrying import Carrying
     from .configurations import ResolvedModel
     from .host_document import HostDocument
-    from .placement_problem import Decision, Shape, Standing, Wish
+    from .placement_problem import Decision, Placed, Shape, Standing, Wish
     from .plan_document import Instance, Refusal
     from .wishes import Prepared
 
@@ -42,6 +44,7 @@ def make_plan(
     port_base: int = DEFAULT_PORT_BASE,
     optimize: bool = False,
     carrying: Carrying | None = None,
+    multi_node: bool = True,
 ) -> Plan:
     """Make the plan. The order of the arguments' elements does not matter.
 
@@ -55,19 +58,23 @@ def make_plan(
         port_base: the first port that an engine may listen on.
         optimize: move what runs if that places more, or the same on fewer GPUs.
         carrying: keeps capacities between plans, for a caller that makes several; they never change an answer.
+        multi_node: whether instances over several hosts may be planned, where placement allows them.
 
     Raises:
         FleetError: a host variable excludes a GPU that does not exist, or an engine argument has a wrong value.
     """
     view = FleetView(hosts, frozenset(frozen))
-    configurations = Configurations(engine_version, carrying)
+    configurations = FleetConfigurations(engine_version, carrying)
     by_name = {model.request.name: model for model in sorted(models, key=lambda model: model.request.name)}
     untouchable, touchable = split_current(current, view.frozen, by_name.keys())
-    question = _Question(view, configurations, by_name, untouchable, touchable, engine_version)
+    question = _Question(view, configurations, by_name, untouchable, touchable, engine_version, multi_node)
     answer = question.answer((), optimize=optimize)
     if answer.decision.shortages and question.may_be_less_precise:
         # Precision is given up only where demand would be left otherwise.
         answer = question.answer(LESS_FAITHFUL, optimize=optimize)
+    if question.has_last_resorts(answer):
+        # GPUs are shared and hosts joined only where something would be left otherwise.
+        answer = question.answer(LESS_FAITHFUL, optimize=optimize, last_resort=True)
     instances = plan_instances(
         answer.decision,
         answer.prepared,
@@ -131,33 +138,49 @@ class _Question:
     """What is asked, whatever the precisions that may be used."""
 
     view: FleetView
-    configurations: Configurations
+    configurations: FleetConfigurations
     models: Mapping[str, ResolvedModel]
     untouchable: Sequence[Instance]
     touchable: Mapping[str, Instance]
     engine_version: str
+    multi_node: bool
+
+    def has_last_resorts(self, answer: _Answer) -> bool:
+        """Whether something is left that sharing GPUs or joining hosts might carry."""
+        if answer.decision.shortages:
+            return any(
+                model.request.placement.share_gpus != "never" or model.request.placement.allow_multi_node
+                for model in self.models.values()
+            )
+        refused = (ready.model.request for ready in answer.prepared.values() if ready.wish is None and ready.refusal)
+        return self.multi_node and any(request.placement.allow_multi_node for request in refused)
 
     @property
     def may_be_less_precise(self) -> bool:
         """Whether any model may use a less faithful precision."""
         return any(map(_chooses_precision, self.models.values()))
 
-    def answer(self, precisions: Sequence[str], *, optimize: bool) -> _Answer:
-        """Decide with these precisions."""
+    def answer(self, precisions: Sequence[str], *, optimize: bool, last_resort: bool = False) -> _Answer:
+        """Decide with these precisions, and with shared GPUs and joined hosts as a last resort."""
         prepared = {
             name: prepare(
                 model,
                 self.view,
                 self.configurations,
-                [one for one in self.untouchable if one.model == name],
+                [one for one in (*self.untouchable, *self.touchable.values()) if one.model == name],
                 self.engine_version,
                 precisions=precisions if _chooses_precision(model) else (),
+                last_resort=last_resort,
+                multi_node=self.multi_node,
             )
             for name, model in self.models.items()
         }
         standing: list[Standing] = []
         why_leaving: dict[str, str] = {}
-        candidates = {name: {one.shape: one for one in ready.configurations} for name, ready in prepared.items()}
+        candidates = {
+            name: {one.shape: one for one in (*ready.configurations, *ready.last_resorts)}
+            for name, ready in prepared.items()
+        }
         for one in sorted(self.touchable.values(), key=lambda one: id_order(one.id)):
             ready = prepared.get(one.model)
             if ready is None or ready.wish is None:
@@ -174,12 +197,15 @@ class _Question:
             replace(
                 ready.wish,
                 capacity={shape: one.capacity_requests_per_s or 0.0 for shape, one in candidates[name].items()},
+                host_memory={
+                    shape: host_memory_bytes(shape, ready.model.request.engine_args) for shape in candidates[name]
+                },
             )
             for name, ready in prepared.items()
             if ready.wish is not None
         ]
         rooms = list(self.view.rooms.values())
-        draft = not precisions and self.may_be_less_precise
+        draft = not precisions and not last_resort and self.may_be_less_precise
         decision = decide(wishes, rooms, standing, draft=draft)
         improvement = None
         if standing and not (draft and decision.shortages) and _may_improve(decision, wishes, candidates):
@@ -220,7 +246,10 @@ def _may_improve(
     """Whether more moves could carry more, or the same on fewer GPUs."""
     if decision.shortages:
         return True
-    bound = sum(fewest_gpus(list(candidates[wish.model]), wish) for wish in wishes)
+    restricted = {wish.model: restricted_shapes(wish, candidates[wish.model]) for wish in wishes}
+    needs = [Need(wish, tuple(candidates[wish.model]), restricted[wish.model]) for wish in wishes]
+    parts = sum(one.shape.parts for one in decision.placed if one.shape in restricted[one.model])
+    bound = fewest_gpus_in_all(needs, restricted_parts=parts)
     return decision.gpus_used > bound * (1.0 + _WORTH_MOVING)
 
 
@@ -259,7 +288,7 @@ def _moves(
     decision: Decision, prepared: Mapping[str, Prepared], current: Mapping[str, Instance], view: FleetView
 ) -> tuple[Move, ...]:
     moves = [
-        Move(one.standing.id, one.model, _places(current[one.standing.id]), (Place(one.host, one.gpus),), one.cause)
+        Move(one.standing.id, one.model, _places(current[one.standing.id]), _new_places(one), one.cause)
         for one in decision.placed
         if one.standing is not None and one.cause is not None
     ]
@@ -277,6 +306,10 @@ def _moves(
     return tuple(sorted(moves, key=lambda move: id_order(move.id)))
 
 
+def _new_places(one: Placed) -> tuple[Place, ...]:
+    return (Place(one.host, one.gpus), *(Place(host, gpus) for host, gpus in one.further))
+
+
 def _places(one: Instance) -> tuple[Place, ...]:
     return tuple(Place(shard.host, shard.gpus) for shard in one.shards)
 
@@ -292,6 +325,8 @@ def _candidate(model: str, one: Configuration) -> Candidate:
             "kv_cache_dtype": one.options.kv_cache_dtype,
             "max_num_batched_tokens": one.options.max_num_batched_tokens,
             "max_model_len": one.estimate.max_model_len,
+            **({"gpu_ways": one.shape.ways} if one.shape.ways > 1 else {}),
+            **({"nodes": one.shape.nodes} if one.shape.nodes > 1 else {}),
         },
         gpus=one.shape.gpus,
         capacity_requests_per_s=one.capacity_requests_per_s,
@@ -300,19 +335,24 @@ def _candidate(model: str, one: Configuration) -> Candidate:
 
 def _candidate_order(one: Configuration) -> tuple[object, ...]:
     shape = one.shape
-    return (shape.kind, shape.gpus, shape.precision, -shape.tensor_parallel, shape.max_num_batched_tokens)
+    own = (shape.nodes, shape.ways, shape.gpus, shape.precision, -shape.tensor_parallel, shape.max_num_batched_tokens)
+    return (shape.kind, *own)
 
 
 def _summary(
     instances: Sequence[Instance], answer: _Answer, untouchable: Sequence[Instance], notes: tuple[str, ...]
 ) -> Summary:
-    used = sum(len(one.gpus) for one in instances)
+    used = len({cell for one in instances for cell in one.gpus})
     carried: dict[str, float] = {}
-    bound = sum(len(one.gpus) for one in untouchable)
+    needs = []
     for name, ready in answer.prepared.items():
         mine = [one for one in instances if one.model == name]
         carried[name] = round(_carried(ready, mine), 6)
-        bound += _bound(ready, mine, untouchable, answer.capacity[name])
+        needs += _need(ready, mine, untouchable, answer.capacity[name])
+    restricted = {need.wish.model: need.restricted for need in needs}
+    parts = sum(one.shape.parts for one in answer.decision.placed if one.shape in restricted[one.model])
+    frozen = len({cell for one in untouchable for cell in one.gpus})
+    bound = frozen + fewest_gpus_in_all(needs, restricted_parts=parts)
     return Summary(
         gpus_used=used,
         gpus_lower_bound=min(bound, used),
@@ -334,19 +374,23 @@ def _carried(ready: Prepared, mine: Sequence[Instance]) -> float:
     return 1.0 if share >= 1.0 - TOLERANCE else share
 
 
-def _bound(
+def _need(
     ready: Prepared, mine: Sequence[Instance], untouchable: Sequence[Instance], capacity: Mapping[Shape, float]
-) -> int:
-    """The fewest GPUs on which the candidates carry what the plan carries of a model, beside its frozen instances."""
+) -> list[Need]:
+    """What the plan carries of a model beside its frozen instances, and the candidates that may carry it."""
     wish = ready.wish
     if wish is None:
-        return 0
+        return []
     frozen = {one.id for one in untouchable}
     free = [one for one in mine if one.id not in frozen]
     demand = None if wish.demand is None else _carried(ready, mine) * wish.demand
-    return fewest_gpus(
-        list(capacity), replace(wish, count=min(wish.count, len(free)), demand=demand, capacity=capacity)
-    )
+    carried = replace(wish, count=min(wish.count, len(free)), demand=demand, capacity=capacity)
+    return [Need(carried, tuple(capacity), restricted_shapes(wish, capacity))]
+
+
+def restricted_shapes(wish: Wish, shapes: Iterable[Shape]) -> frozenset[Shape]:
+    """Shapes that are used only where demand would be left otherwise."""
+    return frozenset(shape for shape in shapes if shape in wish.sacrifices or shape.ways > 1)
 
 
 def _carried_without_host(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .host_document import MODELS_DIRECTORY
 from .placement_bound import fewest_gpus
 from .plan_document import Refusal
 from .remedies import remedies
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from .hardware import GpuModel
     from .host_document import HostDocument
     from .placement_problem import Decision, Shortage, Wish
+    from .requests import ModelRequest
+
+_GIB = 1024**3
 
 
 def unsupported(model: ResolvedModel) -> Refusal | None:
@@ -48,6 +52,7 @@ def impossible(
     most: Mapping[str, int],
     misfits: Sequence[Misfit],
     engine_version: str,
+    multi_node: bool = True,
 ) -> Refusal:
     """Refuse a model of which no configuration fits on any host that it may use.
 
@@ -59,6 +64,7 @@ def impossible(
         most: the most usable GPUs of a kind on one eligible host.
         misfits: every configuration that was tried.
         engine_version: vLLM's version.
+        multi_node: whether instances over several hosts may be planned.
     """
     request = model.request
     if not eligible:
@@ -75,8 +81,7 @@ def impossible(
         forced = (request.forced_tensor_parallel or 1) * (request.forced_pipeline_parallel or 1)
         largest = max(most.values())
         explanation = f"The forced parallel sizes need {forced} GPUs on one host, the largest has {largest} usable."
-        if request.placement.allow_multi_node:
-            explanation += " Instances over several hosts are not planned by this version."
+        explanation += _on_several_hosts(request, multi_node)
         kind, gpu = next(iter(sorted(kinds.items())))
         changes = remedies(model, gpu, most[kind], misfits, engine_version)
         return Refusal(request.name, "parallel_size", explanation, _any_of(changes) or f"a host with {forced} GPUs")
@@ -87,10 +92,17 @@ def impossible(
     gpu = kinds[closest.shape.kind]
     gpus = "one GPU" if closest.shape.gpus == 1 else f"{closest.shape.gpus} GPUs"
     explanation = f"{closest.explanation[0].upper()}{closest.explanation[1:]} ({gpus}, {closest.shape.kind})."
-    if request.placement.allow_multi_node:
-        explanation += " Instances over several hosts are not planned by this version."
+    explanation += _on_several_hosts(request, multi_node)
     changes = remedies(model, gpu, most[closest.shape.kind], misfits, engine_version)
     return Refusal(request.name, closest.constraint, explanation, _any_of(changes) or "a smaller model")
+
+
+def _on_several_hosts(request: ModelRequest, multi_node: bool) -> str:
+    if not request.placement.allow_multi_node:
+        return ""
+    if not multi_node:
+        return " Instances over several hosts are planned by `fleet plan`, but not started by this version's roles."
+    return " Neither does it fit on several hosts."
 
 
 def objectives_missed(model: ResolvedModel, misfits: Sequence[Misfit]) -> Refusal:
@@ -166,11 +178,13 @@ def short_of_room(
             f"{missing}: replicas.max allows no more than {request.replicas.max}.",
             "a larger replicas.max",
         )
-    needed = min(shape.gpus for shape in wish.shapes)
+    if shortage.lacking:
+        return _short_of_means(request.name, missing, shortage)
+    needed = min((shape.gpus for shape in (*wish.shapes, *wish.wide_shapes)), default=1)
     free = {name: len(decision.free.get(name, ())) for name in sorted(wish.hosts)}
     best = max(free, key=lambda name: (free[name], name), default=None)
     room = f"the most that are free is {free[best]}, on {best}" if best else _why_no_host(hosts)
-    kinds = ", ".join(sorted({shape.kind for shape in wish.shapes}))
+    kinds = ", ".join(sorted({shape.kind for shape in (*wish.shapes, *wish.wide_shapes)}))
     explanation = f"{missing}: each needs {needed} free {kinds} on one host, {room}."
     if shortage.left:
         lost = ", ".join(f"{one.id} ({cause})" for one, cause in shortage.left)
@@ -184,6 +198,21 @@ def short_of_room(
     changes = ["fleet_optimize=true"] if optimizing_helps else []
     changes += [fewer] if fewer else []
     return Refusal(request.name, "gpus", explanation, _any_of([*changes, more]))
+
+
+def _short_of_means(model: str, missing: str, shortage: Shortage) -> Refusal:
+    """There are free GPUs, but host memory or disk is short."""
+    host, what, lacking_bytes = min(shortage.lacking, key=lambda one: (one[2], one[0]))
+    size = f"{lacking_bytes / _GIB:.1f} GiB"
+    others = len(shortage.lacking) - 1
+    also = (
+        f", and {others} more host{'s' if others > 1 else ''} lack{'s' if others == 1 else ''} more" if others else ""
+    )
+    if what == "memory":
+        why = f"{host} has free GPUs but lacks {size} of host memory for another engine{also}"
+        return Refusal(model, "host_memory", f"{missing}: {why}.", f"{size} more memory in {host}")
+    why = f"{host} has free GPUs but lacks {size} of disk for the checkpoint{also}"
+    return Refusal(model, "disk", f"{missing}: {why}.", f"{size} more free in {MODELS_DIRECTORY} on {host}")
 
 
 def _why_no_host(hosts: Mapping[str, HostDocument]) -> str:

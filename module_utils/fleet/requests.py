@@ -23,7 +23,7 @@ from .document_checks import (
 from .engine_arguments import RESERVED_ENVIRONMENT, TWINS, argument_faults
 from .engine_options import options_from_engine_args
 from .errors import FleetError
-from .request_quantize import Quantize
+from .request_quantize import Quantize  # noqa: TC001 - pydantic reads it
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -128,7 +128,14 @@ class Placement(Document):
     spread_over_hosts: bool = Field(
         default=True, description="Replicas go to different hosts where there is room; false fills hosts one by one."
     )
-    allow_multi_node: bool = Field(default=False, description="One instance may span hosts.")
+    allow_multi_node: bool = Field(
+        default=False, description="One instance may span hosts, where no host alone carries what is asked for."
+    )
+    share_gpus: Literal["auto", "never", "always"] = Field(
+        default="auto",
+        description="Small instances share a GPU, each with KV memory of its own: auto only where demand would be left"
+        " otherwise, always also to save GPUs.",
+    )
 
 
 class LoraAdapter(Document):
@@ -172,7 +179,8 @@ class ModelRequest(Document):
         default="auto", description="Precision of the weights; auto chooses the best quality that fits."
     )
     quantize: Quantize | None = Field(
-        default=None, description="How a quantized checkpoint is made of a source in full precision. Left out: defaults."
+        default=None,
+        description="How a quantized checkpoint is made of a source in full precision. Left out: defaults.",
     )
     kv_cache_dtype: Literal["auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"] = Field(
         default="auto", description="Precision of the KV cache; auto is the model's own."

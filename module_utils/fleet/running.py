@@ -54,6 +54,8 @@ def standing_of(
         min(kinds, default=""),
         tensor if isinstance(tensor, int) else 0,
         pipeline if isinstance(pipeline, int) else 0,
+        ways=one.sharing.ways if one.sharing is not None else 1,
+        nodes=len(one.shards),
     )
     first = view.gpu(*one.gpus[0])
     if first is not None and first.model is not None and shape.gpus == len(one.gpus):
@@ -63,9 +65,11 @@ def standing_of(
         id=one.id,
         model=one.model,
         host=one.shards[0].host,
-        gpus=tuple(uuid for _, uuid in one.gpus),
+        gpus=one.shards[0].gpus,
         shape=shape,
         cause=cause,
+        seat=one.sharing.seat if one.sharing is not None else 0,
+        further=tuple((shard.host, shard.gpus) for shard in one.shards[1:]),
     )
     return standing, why
 
@@ -91,18 +95,18 @@ def _why_leaving(
         cause, why = view.why_unusable(host, uuid)
         if cause is not None:
             return cause, why
-    host = one.shards[0].host
-    reason = why_ineligible(model.request, view.hosts[host])
-    if reason is not None:
-        return "constraint", reason
+    for host in one.hosts:
+        reason = why_ineligible(model.request, view.hosts[host])
+        if reason is not None:
+            return "constraint", reason
     problem = _shape_problem(one, model, shape, view, configurations)
     if problem is not None:
         return "configuration", problem
-    uuids = [uuid for _, uuid in one.gpus]
-    for start in range(0, len(uuids), shape.tensor_parallel):
-        group = frozenset(uuids[start : start + shape.tensor_parallel])
-        if any(pair <= group for pair in view.rooms[host].failed_pairs):
-            return "unhealthy", "the peer-to-peer test between its GPUs failed"
+    for shard in one.shards:
+        for start in range(0, len(shard.gpus), shape.tensor_parallel):
+            group = frozenset(shard.gpus[start : start + shape.tensor_parallel])
+            if any(pair <= group for pair in view.rooms[shard.host].failed_pairs):
+                return "unhealthy", "the peer-to-peer test between its GPUs failed"
     return None, ""
 
 
@@ -111,8 +115,13 @@ def _shape_problem(
 ) -> str | None:
     gpus = [view.gpu(host, uuid) for host, uuid in one.gpus]
     models = {gpu.model.name: gpu.model for gpu in gpus if gpu is not None and gpu.model is not None}
-    if len(set(one.hosts)) > 1 or len(models) != 1 or shape.gpus != len(one.gpus):
+    even = len({len(shard.gpus) for shard in one.shards}) == 1 and len(set(one.hosts)) == len(one.shards)
+    if not even or len(models) != 1 or shape.gpus != len(one.gpus) or shape.pipeline_parallel % shape.nodes:
         return "its GPUs do not match its parallel sizes"
+    if shape.nodes > 1 and not model.request.placement.allow_multi_node:
+        return "placement.allow_multi_node is false, and it spans hosts"
+    if shape.ways > 1 and model.request.placement.share_gpus == "never":
+        return "placement.share_gpus is never, and it shares its GPU"
     forced = _forced_otherwise(model.request, shape)
     if forced is not None:
         return forced

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .fleet_view import why_ineligible
+from .host_means import checkpoint_bytes
 from .placement_problem import PinnedPlace, Wish
 from .refusals import impossible, objectives_missed, unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from .configurations import Configuration, Configurations, Misfit, ResolvedModel
+    from .configurations import Configuration, Misfit, ResolvedModel
+    from .fleet_configurations import FleetConfigurations
     from .fleet_view import FleetView
+    from .host_document import HostDocument
     from .placement_problem import Shape
     from .plan_document import Instance, Refusal
     from .requests import ModelRequest
@@ -33,6 +36,7 @@ class Prepared:
         pins: position in models.yml of each pin of the wish.
         refusal: why it cannot be placed, or, beside a wish, why it is placed although its objectives do not hold; None
             also when replicas on frozen hosts are all that is wanted.
+        last_resorts: parts of a GPU and configurations over several hosts, where these were asked for.
     """
 
     model: ResolvedModel
@@ -42,16 +46,19 @@ class Prepared:
     wish: Wish | None = None
     pins: tuple[int, ...] = ()
     refusal: Refusal | None = None
+    last_resorts: tuple[Configuration, ...] = ()
 
 
 def prepare(
     model: ResolvedModel,
     view: FleetView,
-    configurations: Configurations,
-    frozen: Sequence[Instance],
+    configurations: FleetConfigurations,
+    running: Sequence[Instance],
     engine_version: str,
     *,
     precisions: Sequence[str] = (),
+    last_resort: bool = False,
+    multi_node: bool = True,
 ) -> Prepared:
     """Make a request ready for the decision.
 
@@ -59,15 +66,18 @@ def prepare(
         model: the request with what its checkpoint says.
         view: the hosts.
         configurations: answers what fits.
-        frozen: the model's replicas that cannot be touched.
+        running: the model's replicas that run now.
         engine_version: vLLM's version.
         precisions: less faithful ones that a model with a demand may use, as ``Shape.precision`` has them.
+        last_resort: offer shared GPUs and several hosts as well, as far as placement allows them.
+        multi_node: whether instances over several hosts may be planned at all.
     """
     request = model.request
     target = max(request.replicas.min, len(request.placement.pins), 1 + request.availability.hosts_lost)
     refusal = unsupported(model)
     if refusal is not None:
         return Prepared(model, target, refusal=refusal)
+    frozen = [one for one in running if not view.frozen.isdisjoint(one.hosts)]
     frozen_hosts = [one.shards[0].host for one in frozen]
     eligible = [host for host in view.hosts.values() if why_ineligible(request, host) is None]
     kinds, most = view.usable_gpus(eligible)
@@ -87,7 +97,12 @@ def prepare(
             demand = None
     if not fitting:
         fitting, misfits = _all_kinds(kinds, lambda kind: configurations.smallest(model, kinds[kind], most[kind]))
-    if not fitting:
+    several = multi_node and request.placement.allow_multi_node
+    parts: tuple[Configuration, ...] = ()
+    wide: tuple[Configuration, ...] = ()
+    if last_resort:
+        parts, wide = _last_resorts(model, view, configurations, eligible, several=several)
+    if not fitting and not wide:
         # What runs on hosts that were not reached goes on, whatever the model has become since.
         if len(frozen_hosts) < target:
             refusal = impossible(
@@ -98,9 +113,10 @@ def prepare(
                 most=most,
                 misfits=misfits,
                 engine_version=engine_version,
+                multi_node=multi_node,
             )
         return Prepared(model, target, misfits=misfits, refusal=refusal)
-    if demand is not None and not any(one.capacity_requests_per_s for one in fitting):
+    if demand is not None and not any(one.capacity_requests_per_s for one in (*fitting, *wide)):
         demand = None
     pins, positions = _pins(request, view, frozen_hosts)
     maximum = request.replicas.max
@@ -115,12 +131,40 @@ def prepare(
         min_hosts=1 + request.availability.hosts_lost,
         elsewhere=tuple(frozen_hosts),
         demand=demand,
-        capacity={one.shape: one.capacity_requests_per_s or 0.0 for one in fitting},
+        capacity={one.shape: one.capacity_requests_per_s or 0.0 for one in (*fitting, *parts, *wide)},
         most=None if maximum is None else max(0, maximum - len(frozen_hosts)),
         sacrifices=_sacrifices(fitting),
         carried_elsewhere=tuple(capacity_of(one) for one in frozen),
+        shared_shapes=tuple(one.shape for one in parts),
+        wide_shapes=tuple(one.shape for one in wide),
+        checkpoint_bytes=checkpoint_bytes(model),
+        stored_on=frozenset(host for one in running if one.checkpoint == model.checkpoint for host in one.hosts),
     )
-    return Prepared(model, target, fitting, misfits, wish, positions, refusal)
+    return Prepared(model, target, fitting, misfits, wish, positions, refusal, (*parts, *wide))
+
+
+def _last_resorts(
+    model: ResolvedModel,
+    view: FleetView,
+    configurations: FleetConfigurations,
+    eligible: Sequence[HostDocument],
+    *,
+    several: bool,
+) -> tuple[tuple[Configuration, ...], tuple[Configuration, ...]]:
+    """Parts of a GPU, and configurations over several hosts, of every kind of GPU that may be used."""
+    parts: list[Configuration] = []
+    wide: list[Configuration] = []
+    may_share = model.request.placement.share_gpus != "never" and not any(
+        pin.gpus for pin in model.request.placement.pins
+    )
+    open_hosts = [host for host in eligible if view.may_get_more(host)]
+    for name, gpu in sorted(view.usable_gpus(eligible)[0].items()):
+        if may_share:
+            parts += configurations.parts(model, gpu)
+        if several:
+            counts = [sum(one.kind == name for one in view.rooms[host.name].gpus) for host in open_hosts]
+            wide += configurations.over_hosts(model, gpu, counts)
+    return tuple(parts), tuple(wide)
 
 
 def capacity_of(one: Instance) -> float:

@@ -7,7 +7,10 @@ import pytest
 from fleet.carrying import Carrying
 from fleet.checkpoint import load_model_facts
 from fleet.configurations import ResolvedModel
+from fleet.hardware import gpu_by_name
 from fleet.host_document import parse_hosts
+from fleet.host_means import GIB, SERVER_BYTES, WORKER_BYTES, checkpoint_bytes
+from fleet.memory import CONTEXT_BYTES
 from fleet.plan_document import canonical_json, plan_from_json, plan_to_document
 from fleet.planning import make_plan
 from fleet.requests import ModelRequest
@@ -22,6 +25,7 @@ FACTS = {
 CARRYING = Carrying()
 HOSTS = ("h1", "h2", "h3")
 LABELS = ("fast", "batch")
+L40S = gpu_by_name("L40S", where="test")
 
 pytestmark = pytest.mark.filterwarnings("error")
 thorough = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -56,6 +60,11 @@ def hosts(draw):
         excluded = draw(st.lists(st.integers(0, count - 1), unique=True, max_size=2))
         labels = draw(st.lists(st.sampled_from(LABELS), unique=True))
         documents[name] = {"gpus": gpus, "links": links, "policy": {"exclude_gpus": excluded, "labels": labels}}
+        if draw(st.integers(0, 2)) == 0:
+            documents[name]["memory_total_bytes"] = draw(st.sampled_from([7, 13, 25, 600])) * GIB
+        if draw(st.integers(0, 2)) == 0:
+            free = draw(st.sampled_from([4, 20, 60, 900])) * GIB
+            documents[name]["disk"] = [{"path": "/var/lib/l40s-fleet", "free_bytes": free}]
     return {"schema": 1, "hosts": documents}
 
 
@@ -81,6 +90,8 @@ def request(draw, number):
             "hosts": draw(st.none() | st.lists(st.sampled_from(HOSTS), min_size=1, unique=True)),
             "labels": draw(st.lists(st.sampled_from(LABELS), max_size=1)),
             "spread_over_hosts": draw(st.booleans()),
+            "allow_multi_node": draw(st.sampled_from([False, False, True])),
+            "share_gpus": draw(st.sampled_from(["auto", "auto", "never"])),
             "pins": draw(
                 st.lists(
                     st.fixed_dictionaries(
@@ -116,7 +127,7 @@ def check_carried(made, asked, mine, least, frozen):
     if carried < 1:
         assert refused
     elif refused:
-        assert asked.availability.hosts_lost or (asked.demand and len(mine) < least)
+        assert asked.availability.hosts_lost or asked.placement.pins or (asked.demand and len(mine) < least)
     capacities = [one.speed.get("capacity_requests_per_s") for one in mine]
     untouched = set(frozen).isdisjoint({host for one in mine for host in one.hosts})
     if asked.demand is not None and mine and None not in capacities and untouched:
@@ -124,41 +135,96 @@ def check_carried(made, asked, mine, least, frozen):
         assert asked.replicas.max is None or len(mine) <= max(asked.replicas.max, least)
 
 
+def check_sharing(made):
+    """Instances that share a GPU have a part of it each, all of one size, and start where the others run."""
+    by_gpu = {}
+    for one in made.instances:
+        for cell in one.gpus:
+            by_gpu.setdefault(cell, []).append(one)
+    for mine in by_gpu.values():
+        if len(mine) == 1 and mine[0].sharing is None:
+            continue
+        assert all(one.sharing is not None for one in mine), "a GPU is given twice"
+        assert len({one.sharing.ways for one in mine}) == 1
+        assert len(mine) <= mine[0].sharing.ways
+        assert len({one.sharing.seat for one in mine}) == len(mine)
+        assert len({one.model for one in mine}) == len(mine)
+        total = L40S.torch_visible_bytes
+        outside = [CONTEXT_BYTES + one.memory["attention_workspace_bytes"] for one in mine]
+        budgets = [one.engine_args["gpu_memory_utilization"] * total for one in mine]
+        assert sum(outside) + sum(budgets) <= total
+        for one in mine:
+            rest = ("weights_bytes", "activation_bytes", "non_torch_bytes", "cudagraph_bytes", "runner_buffers_bytes")
+            inside = sum(one.memory[name] for name in rest) + one.memory["margin_bytes"]
+            assert inside + one.engine_args["kv_cache_memory_bytes"] <= one.memory["budget_bytes"]
+            before = {other.id for other in mine if other.sharing.seat < one.sharing.seat}
+            assert set(one.sharing.starts_after) == before
+
+
+def check_means(made, document, models, running, frozen):
+    """What was put somewhere anew has host memory and disk there."""
+    sizes = {model.request.name: checkpoint_bytes(model) for model in models}
+    old = {(one.id, one.shards) for one in running}
+    for name, host in document["hosts"].items():
+        mine = [one for one in made.instances if name in one.hosts]
+        if name in frozen or not any((one.id, one.shards) not in old for one in mine):
+            continue
+        workers = sum(len(shard.gpus) for one in mine for shard in one.shards if shard.host == name)
+        if "memory_total_bytes" in host:
+            reserved = max(2 * GIB, host["memory_total_bytes"] // 20)
+            assert len(mine) * SERVER_BYTES + workers * WORKER_BYTES <= host["memory_total_bytes"] - reserved
+        if "disk" in host:
+            stored = {one.model for one in running if name in one.hosts}
+            needed = sum(sizes[model] for model in {one.model for one in mine} - stored)
+            assert needed <= host["disk"][0]["free_bytes"] - 2 * GIB
+
+
+def check_shard(one, shard, document, asked):
+    """GPUs of one host that an instance may use."""
+    host = document["hosts"][shard.host]
+    gpus = {gpu["uuid"]: gpu for gpu in host["gpus"]}
+    for uuid in shard.gpus:
+        assert gpus[uuid]["health"]["status"] != "blocked"
+        assert gpus[uuid]["name"] == "NVIDIA L40S"
+        assert gpus[uuid]["index"] not in host["policy"]["exclude_gpus"]
+    assert set(asked.placement.labels) <= set(host["policy"]["labels"])
+    assert asked.placement.hosts is None or shard.host in asked.placement.hosts
+    failed = {frozenset((link["a"], link["b"])) for link in host["links"] if link["p2p"] == "failed"}
+    tensor = one.engine_args["tensor_parallel_size"]
+    assert len(shard.gpus) % tensor == 0
+    for start in range(0, len(shard.gpus), tensor):
+        group = frozenset(shard.gpus[start : start + tensor])
+        assert not any(pair <= group for pair in failed)
+
+
 def check(made, document, models, frozen=()):
     """The constraints that no plan may break."""
     requests = {model.request.name: model.request for model in models}
-    seen, ports, ids = set(), set(), set()
+    ports, ids = set(), set()
     for one in made.instances:
         assert one.id not in ids
         ids.add(one.id)
-        assert not seen & set(one.gpus), "a GPU is given twice"
-        seen |= set(one.gpus)
         for name in one.hosts:
             assert (name, one.port) not in ports, "a port is given twice"
             ports.add((name, one.port))
         if not set(frozen).isdisjoint(one.hosts):
             continue
-        (shard,) = one.shards
-        host = document["hosts"][shard.host]
-        gpus = {gpu["uuid"]: gpu for gpu in host["gpus"]}
         asked = requests[one.model]
-        for uuid in shard.gpus:
-            assert gpus[uuid]["health"]["status"] != "blocked"
-            assert gpus[uuid]["name"] == "NVIDIA L40S"
-            assert gpus[uuid]["index"] not in host["policy"]["exclude_gpus"]
-        assert set(asked.placement.labels) <= set(host["policy"]["labels"])
-        assert asked.placement.hosts is None or shard.host in asked.placement.hosts
+        for shard in one.shards:
+            check_shard(one, shard, document, asked)
+        assert len({len(shard.gpus) for shard in one.shards}) == 1
+        assert [shard.rank for shard in one.shards] == list(range(len(one.shards)))
+        assert len(one.shards) == 1 or asked.placement.allow_multi_node
+        assert one.sharing is None or asked.placement.share_gpus != "never"
         tensor, pipeline = one.engine_args["tensor_parallel_size"], one.engine_args["pipeline_parallel_size"]
-        assert tensor * pipeline == len(shard.gpus)
+        assert tensor * pipeline == len(one.gpus)
         assert asked.forced_tensor_parallel in (None, tensor)
         assert asked.forced_pipeline_parallel in (None, pipeline)
-        failed = {frozenset((link["a"], link["b"])) for link in host["links"] if link["p2p"] == "failed"}
-        for start in range(0, len(shard.gpus), tensor):
-            group = frozenset(shard.gpus[start : start + tensor])
-            assert not any(pair <= group for pair in failed)
         assert one.memory["fits"]
         assert one.memory["kv_cache_tokens_planned"] >= 2048
-        assert one.env["CUDA_VISIBLE_DEVICES"] == ",".join(shard.gpus)
+        if len(one.shards) == 1:
+            assert one.env["CUDA_VISIBLE_DEVICES"] == ",".join(one.shards[0].gpus)
+    check_sharing(made)
     for name, asked in requests.items():
         mine = [one for one in made.instances if one.model == name]
         least = max(asked.replicas.min, len(asked.placement.pins), 1 + asked.availability.hosts_lost)
@@ -169,21 +235,24 @@ def check(made, document, models, frozen=()):
         if asked.demand is None:
             assert len(mine) == least
         assert len(mine) >= least
-        assert len({one.shards[0].host for one in mine}) > asked.availability.hosts_lost
+        assert len({host for one in mine for host in one.hosts}) > asked.availability.hosts_lost
         for pin in asked.placement.pins:
             assert any(
                 one.shards[0].host == pin.host
                 and (pin.gpus is None or set(one.shards[0].gpus) == {f"GPU-{pin.host}-{index}" for index in pin.gpus})
                 for one in mine
             )
-    assert made.summary.gpus_used == len(seen) >= made.summary.gpus_lower_bound
+    used = {cell for one in made.instances for cell in one.gpus}
+    assert made.summary.gpus_used == len(used) >= made.summary.gpus_lower_bound
 
 
 @thorough
 @given(fleets())
 def test_no_constraint_is_broken(fleet):
     document, models = fleet
-    check(plan(document, models), document, models)
+    made = plan(document, models)
+    check(made, document, models)
+    check_means(made, document, models, (), ())
 
 
 @thorough
@@ -259,6 +328,7 @@ def test_any_change_keeps_the_constraints_and_frozen_hosts(before, after, frozen
     first = plan(old_document, old_models)
     made = plan(document, models, first.instances, frozen=frozen)
     check(made, document, models, frozen)
+    check_means(made, document, models, first.instances, frozen)
     kept = {one.id: one for one in made.instances}
     for one in first.instances:
         if not frozen.isdisjoint(one.hosts):
