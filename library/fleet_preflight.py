@@ -53,6 +53,20 @@ options:
       - What the role C(nvidia_driver) is to do, and for which engine, by host. Hosts that are not named need no driver.
     type: dict
     default: {}
+  documents:
+    description:
+      - Host documents of M(fleet_probe), by host. What they find degraded becomes rows of the table; GPUs that must not
+        be used are left out of the plan and stop nothing.
+    type: dict
+    default: {}
+  engine_port_base:
+    description: The first port that an engine may listen on.
+    type: int
+    default: 8100
+  engine_ports:
+    description: How many ports from there on belong to engines.
+    type: int
+    default: 100
 attributes:
   check_mode:
     description: The module changes nothing, so check mode makes no difference.
@@ -107,12 +121,14 @@ left_out:
   elements: str
 """
 
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fleet.errors import FleetError
 from ansible.module_utils.fleet.preflight import Requirements, judge, table
 from ansible.module_utils.fleet.preflight_driver import judge_drivers
+from ansible.module_utils.fleet.preflight_probe import judge_documents
 
 
 def main() -> None:
@@ -127,6 +143,9 @@ def main() -> None:
             "engine_min_free_bytes": {"type": "dict", "default": {}},
             "min_memory_bytes": {"type": "int", "default": 2147483648},
             "drivers": {"type": "dict", "default": {}},
+            "documents": {"type": "dict", "default": {}},
+            "engine_port_base": {"type": "int", "default": 8100},
+            "engine_ports": {"type": "int", "default": 100},
         },
         supports_check_mode=True,
     )
@@ -138,12 +157,17 @@ def main() -> None:
         free_bytes={**default.free_bytes, **_counts(module, "min_free_bytes")},
         engine_free_bytes={**default.engine_free_bytes, **_counts(module, "engine_min_free_bytes")},
     )
+    first_port = given["engine_port_base"]
+    required = replace(
+        required, engine_ports=range(first_port, first_port + given["engine_ports"]), clock_s=time.time()
+    )
     texts = {host: given["hosts"].get(host) for host in [*given["expected_hosts"], *given["hosts"]]}
     rows = judge(
         texts, required, become_password_hosts=given["become_password_hosts"], engine_hosts=given["engine_hosts"]
     )
     try:
         rows += judge_drivers(texts, given["drivers"])
+        rows += judge_documents(given["documents"])
     except FleetError as error:
         module.fail_json(msg=str(error))
     stopped = [row.line() for row in rows if row.status == "blocked"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .probe_verdict import Check, Verdict, blocked, ok
+from .probe_verdict import Check, Verdict, blocked, degraded, ok
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _MIB = 1 << 20
 _GIB = 1 << 30
+# Package lists and certificates bear little more; the script's answer may be a few minutes old when it is judged.
+_CLOCK_TOLERATED_S = 600
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Requirements:
         memory_bytes: of the host.
         free_bytes: by path, on every host.
         engine_free_bytes: by path, on hosts that get an engine; counts instead of ``free_bytes`` where it names a path.
+        engine_ports: the ports that engines may listen on.
+        clock_s: the controller's clock, as seconds since 1970; None leaves the hosts' clocks unjudged.
     """
 
     systems: Mapping[str, Sequence[str]] = field(
@@ -41,6 +45,8 @@ class Requirements:
     memory_bytes: int = 2 * _GIB
     free_bytes: Mapping[str, int] = field(default_factory=lambda: {"/etc": 16 * _MIB, "/var/lib": _GIB})
     engine_free_bytes: Mapping[str, int] = field(default_factory=lambda: {"/opt": 10 * _GIB, "/var/lib": 5 * _GIB})
+    engine_ports: range = range(8100, 8200)
+    clock_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,10 @@ class HostReport:
 
 @dataclass(frozen=True)
 class Row:
-    """The outcome of one check on one host; ``status`` is ``ok``, ``blocked`` or ``unreachable``."""
+    """The outcome of one check on one host.
+
+    ``status`` is ``ok``, ``degraded``, ``not used`` (a GPU), ``blocked`` (stops the run) or ``unreachable``.
+    """
 
     host: str
     name: str
@@ -257,6 +266,37 @@ def _disk(report: HostReport) -> Verdict:
     return ok(", ".join(f"{_size(free[mount])} free on {mount}" for mount in paths))
 
 
+def _clock(report: HostReport) -> Verdict:
+    told, own = report.first("clock"), report.required.clock_s
+    if not told.isdigit() or own is None:
+        return ok("not compared")
+    off_s = int(told) - own
+    if abs(off_s) > _CLOCK_TOLERATED_S:
+        return blocked(
+            f"the clock is {abs(off_s) / 60:.0f} minutes {'ahead of' if off_s > 0 else 'behind'} the controller's",
+            "set it (timedatectl set-ntp true): package lists and certificates are refused otherwise",
+        )
+    return ok("the clock is right")
+
+
+def _shm(report: HostReport) -> Verdict:
+    if report.engine and report.first("shm") == "no":
+        return blocked("there is no /dev/shm, which engines need", "mount a tmpfs at /dev/shm")
+    return ok("there, or not needed")
+
+
+def _ports(report: HostReport) -> Verdict:
+    listens = {int(port) for port in report.values.get("listens", ()) if port.isdigit()}
+    own = {int(port) for line in report.values.get("own_port", ()) for port in line.split() if port.isdigit()}
+    taken = sorted(listens.intersection(report.required.engine_ports) - own)
+    if not report.engine or not taken:
+        return ok("the engines' ports are free")
+    words = f"something listens on {', '.join(map(str, taken))}"
+    remedy = "stop it (ss -ltnp shows what it is), or set fleet_engine_port_base"
+    # Beside instances it may well be theirs; on a host without any it is in the way of the first.
+    return degraded(words, remedy) if own else blocked(words, remedy)
+
+
 CHECKS: tuple[Check[HostReport], ...] = (
     Check("answer", _answer),
     Check("sudo", _sudo),
@@ -267,6 +307,9 @@ CHECKS: tuple[Check[HostReport], ...] = (
     Check("packages", _packages),
     Check("memory", _memory),
     Check("disk", _disk),
+    Check("clock", _clock),
+    Check("shm", _shm),
+    Check("engine_ports", _ports),
 )
 _SUMMARY = ("system", "architecture", "python", "sudo", "memory", "disk")
 

@@ -45,6 +45,21 @@ while read -r key value _; do
     if [ "$key" = MemTotal: ]; then say memory_kib "$value"; fi
 done </proc/meminfo
 
+say clock "$(date +%s)"
+if [ -d /dev/shm ]; then say shm yes; else say shm no; fi
+
+# Ports that something listens on, and those of the instances that the fleet has here.
+for table in /proc/net/tcp /proc/net/tcp6; do
+    [ -r "$table" ] || continue
+    while read -r _ address _ state _; do
+        if [ "$state" = 0A ]; then say listens "$((0x${address##*:}))"; fi
+    done <"$table"
+done
+for record in /etc/l40s-fleet/instances/*/instance.json; do
+    [ -r "$record" ] || continue
+    say own_port "$(tr ',{}' '\n' <"$record" | sed -n 's/^ *"[a-z_]*port": *\([0-9]*\).*/\1/p' | tr '\n' ' ')"
+done
+
 # Path, free KiB, mount point and how it is mounted, of the file system that holds the path or will hold it.
 for path in /opt /var/lib /etc; do
     holder=$path

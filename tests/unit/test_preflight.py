@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fleet.preflight import CHECKS, Requirements, Row, judge, parse_report, table
+from fleet.preflight_probe import judge_documents
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SCRIPT = CHECKOUT / "playbooks/files/preflight.sh"
@@ -45,7 +46,8 @@ def disks(*, opt: int = 100, var: int = 100, mode: str = "rw", one: bool = False
 
 
 def blocked(text: str | None, **options: list[str]) -> list[str]:
-    return [row.line() for row in judge({"h": text}, Requirements(), **options) if row.status == "blocked"]
+    rows = judge({"h": text}, Requirements(clock_s=1795521000.0), **options)
+    return [row.line() for row in rows if row.status == "blocked"]
 
 
 def test_a_recorded_lab_node_is_ok_throughout() -> None:
@@ -103,6 +105,10 @@ def test_supported_systems_are_taken(system: str, version: str) -> None:
         ),
         ({"disk": disks(mode="ro")}, "h: disk: /opt is on /opt, which is mounted read-only; check the disk"),
         ({"disk": None}, "h: disk: free space of /etc, /opt, /var/lib could not be read"),
+        ({"clock": "1795521900"}, "h: clock: the clock is 15 minutes ahead of the controller's; set it"),
+        ({"clock": "1795519800"}, "h: clock: the clock is 20 minutes behind the controller's"),
+        ({"shm": "no"}, "h: shm: there is no /dev/shm, which engines need; mount a tmpfs"),
+        ({"listens": "22\n8100\n8101"}, "h: engine_ports: something listens on 8100, 8101; stop it (ss -ltnp"),
     ],
 )
 def test_one_thing_that_is_wrong_is_one_line(changed: dict[str, str | None], line: str) -> None:
@@ -142,6 +148,47 @@ def test_a_host_without_an_engine_needs_less_disk() -> None:
 def test_half_an_answer_is_one_line_and_not_ten(text: str) -> None:
     (line,) = blocked(text)
     assert line.startswith("h: answer: the preflight script did not run to its end; log in as Ansible does")
+
+
+def test_a_port_of_an_instance_is_no_strangers() -> None:
+    own = like_sound(listens="8100\n8101", own_port="8100 8101")
+    assert {row.status for row in judge({"h": own}, Requirements())} == {"ok"}
+    # Beside instances of the fleet a further port is told, and stops nothing.
+    more = like_sound(listens="8100\n8102", own_port="8100")
+    rows = [row for row in judge({"h": more}, Requirements()) if row.status != "ok"]
+    assert [(row.name, row.status, row.evidence) for row in rows] == [
+        ("engine_ports", "degraded", "something listens on 8102")
+    ]
+    assert blocked(like_sound(listens="8100"), engine_hosts=[]) == []
+
+
+def check_row(name: str, status: str) -> dict[str, str]:
+    return {"name": name, "status": status, "evidence": f"what {name} saw", "remedy": "mend it"}
+
+
+def test_what_the_probe_found_is_in_the_same_table() -> None:
+    gpus = [
+        {"index": 0, "health": {"checks": [check_row("xid", "ok"), check_row("pcie_width", "degraded")]}},
+        {"index": 1, "health": {"checks": [check_row("xid", "blocked"), check_row("mig", "unknown")]}},
+    ]
+    host = {"health": {"checks": [check_row("iommu", "degraded"), check_row("nvml", "blocked")]}, "gpus": gpus}
+    rows = judge_documents({"l40s-01": host})
+    assert [(row.name, row.status) for row in rows] == [
+        ("iommu", "degraded"),
+        # The driver's stage mends it, or the driver's own check stops the run.
+        ("nvml", "degraded"),
+        ("GPU 0 pcie_width", "degraded"),
+        ("GPU 1 xid", "not used"),
+    ]
+    shown = table([*judge({"l40s-01": SOUND}, Requirements()), *rows]).splitlines()
+    assert shown[-1] == "l40s-01  not used  GPU 1 xid: what xid saw; mend it"
+    assert len(shown) == 5
+
+
+@pytest.mark.parametrize("name", ["vgpu_guest", "shm", "disk"])
+def test_what_no_stage_mends_stops_the_run(name: str) -> None:
+    host = {"health": {"checks": [check_row(name, "blocked")]}, "gpus": []}
+    assert [row.status for row in judge_documents({"h": host})] == ["blocked"]
 
 
 def test_banners_and_a_terminals_carriage_returns_are_passed_over() -> None:
@@ -198,6 +245,7 @@ def test_the_script_runs_to_its_end_on_this_machine(shell: str) -> None:
     assert (path, mode) == ("/etc", "rw")
     assert abs(int(free_kib) * 1024 - state.f_bavail * state.f_frsize) < 8 << 30
     known = {"uid", "user", "sudo", "python", "os_id", "os_version_id", "systemd", "init", "architecture", "kernel"}
+    known |= {"clock", "shm", "listens", "own_port"}
     assert values.keys() <= known | {"tool", "memory_kib", "disk"}
 
 
