@@ -215,6 +215,8 @@ class CheckpointStore:
         for wanted, state in inspected:
             for name in (*state.missing, *state.damaged):
                 file = wanted.files[name]
+                if not file.bytes:
+                    continue
                 blob, part = stamp_of(self.blob(file.sha256)), stamp_of(self.incoming(file.sha256))
                 if blob is not None and blob.bytes == file.bytes and blob.inode not in spoilt:
                     continue
@@ -311,6 +313,10 @@ class CheckpointStore:
         """Verifies a fetched file and makes it a blob, or verifies the blob that is there."""
         file = wanted.files[name]
         blob, part = self.blob(file.sha256), self.incoming(file.sha256)
+        if not file.bytes:
+            # Nothing to fetch.
+            part.parent.mkdir(mode=0o700, exist_ok=True)
+            part.touch(mode=0o600)
         found = stamp_of(part)
         if found is None or found.bytes != file.bytes:
             if stamp_of(blob) is None:

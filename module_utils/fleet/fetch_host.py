@@ -1,8 +1,7 @@
 """The services of a host that fetch and serve checkpoints, started and watched through systemd. Does I/O.
 
-Jobs hold tokens, so they are written to a directory in memory that only root can read; systemd hands them to the
-service (``LoadCredential``), which has no other way to them. They are removed when the service has done its work. Runs
-on managed hosts: standard library only.
+Jobs hold tokens, so they are written to a directory in memory that root and the services' user alone can read, and are
+removed when the work is done. Runs on managed hosts: standard library only.
 """
 
 from __future__ import annotations
@@ -51,10 +50,7 @@ def start_fetch(store: CheckpointStore, job: Job, systemd: Systemd | None = None
     if unit.running and _files_of(_read(path)) == _files_of(document):
         return False
     systemd.stop([FETCH_UNIT])
-    try:
-        user = pwd.getpwnam(USER)
-    except KeyError:
-        raise FleetError(f"user {USER}", "is not on this host; the role model_store makes it") from None
+    user = _user()
     store.prepare_incoming((user.pw_uid, user.pw_gid))
     _write_secret(path, json.dumps(document))
     PROGRESS.unlink(missing_ok=True)
@@ -156,14 +152,25 @@ def _read(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def _user() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(USER)
+    except KeyError:
+        raise FleetError(f"user {USER}", "is not on this host; the role model_store makes it") from None
+
+
 def _write_secret(path: Path, text: str) -> None:
-    """Write what only root may read, whole."""
+    """Write what only root and the services' user may read, whole."""
+    group = _user().pw_gid
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    os.chmod(path.parent, 0o700)
+    os.chown(path.parent, 0, group)
+    path.parent.chmod(0o750)
     temporary = path.with_name(f"{path.name}.new")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        os.fchown(file.fileno(), 0, group)
+        os.fchmod(file.fileno(), 0o640)
         file.write(text)
     temporary.replace(path)
 

@@ -37,7 +37,7 @@ class Teller:
     def tell(self, done: int, total: int, rate: float | None = None) -> None:
         """How far it is now; said when it is time. Without ``rate``, the mean so far."""
         now = time.monotonic()
-        if now - self._said < self._due_s:
+        if not total or now - self._said < self._due_s:
             return
         self._say(done, total, done / (now - self._begun) if rate is None else rate)
         self._said, self._due_s = now, SAY_EVERY_S
@@ -69,7 +69,8 @@ class ActionModule(ActionBase):
         host = task_vars["inventory_hostname"]
         if arguments["fetch_on"] == "controller":
             files = self._fetch_here(host, arguments, files)
-        here = [one for one in files if one["source_path"]]
+        # An empty file is nothing to send: the host makes it.
+        here = [one for one in files if one["source_path"] and int(one["have_bytes"]) < int(one["bytes"])]
         elsewhere = [one for one in files if not one["source_path"]]
         if here:
             self._send(host, arguments, here, task_vars)
@@ -147,22 +148,20 @@ class ActionModule(ActionBase):
         teller = Teller(host, "is sent checkpoints")
         for one in files:
             target = f"{arguments['path']}/.incoming/{one['sha256']}"
+            position = int(one["have_bytes"])
             with open(one["source_path"], "rb") as source:
-                position = int(one["have_bytes"])
                 source.seek(position)
-                while True:
-                    piece = source.read(PIECE_BYTES)
+                while piece := source.read(PIECE_BYTES):
                     self._write(target, position, piece)
                     position += len(piece)
                     done += len(piece)
                     teller.tell(done, total)
-                    if len(piece) < PIECE_BYTES:
-                        break
             if position != int(one["bytes"]):
                 raise AnsibleActionFail(f"{one['source_path']}: is {position} bytes long, {one['bytes']} were planned")
         teller.end(done - begin, total)
 
     def _write(self, target, position, piece):
+        """One piece to its place. What was written beyond it belongs to nothing and goes."""
         quoted = self._connection._shell.quote(target)
         command = f"umask 077 && dd of={quoted} bs=1048576 seek={position} oflag=seek_bytes iflag=fullblock status=none"
         answer = self._low_level_execute_command(command, in_data=piece)
