@@ -50,7 +50,7 @@ def observe_host(
     processes = {one["id"]: one.get("main_pid") for one in document["instances"]}
     rows = []
     for one in desired:
-        planned = planned_instance(records[one.id], inventory_name)
+        planned = planned_instance(records[one.id], inventory_name, records)
         found = observed.pop(one.id, None)
         if found is None:
             rows.append(judge(planned, Seen()))

@@ -31,6 +31,7 @@ class Planned:
         kv_cache_exact: the memory was given in bytes, so that the engine has nothing to measure.
         arguments: those of vLLM's arguments that the engine reports back, as text.
         port: where the engine listens.
+        shares_with: instances that the plan puts on a GPU of this one as well.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Planned:
     kv_cache_exact: bool
     arguments: Mapping[str, str]
     port: int
+    shares_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,15 @@ class Row:
     differences: tuple[Difference, ...] = ()
 
 
-def planned_instance(record: Mapping[str, Any], host: str) -> Planned:
+def planned_instance(
+    record: Mapping[str, Any], host: str, beside: Mapping[str, Mapping[str, Any]] | None = None
+) -> Planned:
     """Read what verification needs out of an instance of the plan.
 
     Args:
         record: the instance as plan.json has it.
         host: inventory name of the host that looks at it.
+        beside: all instances planned for that host, by id.
     """
     arguments, memory = record["engine_args"], record.get("memory") or {}
     names = arguments.get("served_model_name") or [record["model"]]
@@ -138,6 +143,21 @@ def planned_instance(record: Mapping[str, Any], host: str) -> Planned:
             if isinstance(arguments.get(name), str | int | float)
         },
         port=record["port"],
+        shares_with=_sharers(record, beside or {}),
+    )
+
+
+def _sharers(record: Mapping[str, Any], beside: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Instances that are planned to share a GPU with this one: both say so."""
+    own = {gpu for shard in record["shards"] for gpu in shard["gpus"]} if record.get("sharing") else set()
+    return tuple(
+        sorted(
+            other
+            for other, one in beside.items()
+            if other != record["id"]
+            and one.get("sharing")
+            and own & {g for shard in one["shards"] for g in shard["gpus"]}
+        )
     )
 
 
@@ -194,8 +214,10 @@ def _gpus(planned: Planned, seen: Seen) -> list[Difference]:
         found.append(Difference("GPUs", _list(planned.gpus), "not known: NVML does not answer"))
     elif set(seen.gpus) != set(planned.gpus) and seen.active:
         found.append(Difference("GPUs", _list(sorted(planned.gpus)), _list(sorted(seen.gpus)) or "none"))
-    if seen.shares:
-        found.append(Difference("GPUs", "of its own", f"shared with {_list(seen.shares)}"))
+    unplanned_sharers = [other for other in seen.shares if other not in planned.shares_with]
+    if unplanned_sharers:
+        wanted = f"shared with {_list(planned.shares_with)} only" if planned.shares_with else "of its own"
+        found.append(Difference("GPUs", wanted, f"shared with {_list(unplanned_sharers)}"))
     return found
 
 

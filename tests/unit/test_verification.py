@@ -107,6 +107,23 @@ def test_given_kv_memory_leaves_nothing_to_measure(tokens: int, status: str) -> 
     assert judge(planned, replace(AS_PLANNED, kv_cache_tokens=tokens)).status == status
 
 
+def test_a_gpu_that_is_planned_to_be_shared_may_be_shared_with_these_only() -> None:
+    sharing = {"ways": 2, "seat": 0, "starts_after": []}
+    record = {**RECORD, "sharing": sharing}
+    beside = {
+        "chat-1": record,
+        "small-1": {**record, "id": "small-1", "sharing": {**sharing, "seat": 1}},
+        "alone-1": {**RECORD, "id": "alone-1"},
+    }
+    planned = planned_instance(record, "l40s-01", beside)
+    assert planned.shares_with == ("small-1",)
+    assert judge(planned, replace(AS_PLANNED, shares=("small-1",))).status == OK
+    row = judge(planned, replace(AS_PLANNED, shares=("alone-1", "small-1")))
+    assert [(one.planned, one.observed) for one in row.differences] == [
+        ("shared with small-1 only", "shared with alone-1")
+    ]
+
+
 def test_a_unit_that_is_down_is_not_also_told_to_lack_gpus_and_memory() -> None:
     seen = Seen(present=True, enabled=True, state="inactive (dead)", gpus=())
     assert [one.what for one in judge(PLANNED, seen).differences] == ["unit"]
