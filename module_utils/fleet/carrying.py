@@ -166,4 +166,4 @@ class Carrying:
     ) -> tuple[object, ...]:
         if id(facts) not in self._known_facts:
             self._known_facts[id(facts)] = (facts, repr(facts))
-        return (self._known_facts[id(facts)][1], gpu.name, repr(options), kv_cache_tokens, traffic)
+        return (self._known_facts[id(facts)][1], gpu.kind, repr(options), kv_cache_tokens, traffic)

@@ -124,7 +124,13 @@ class Configurations:
         return (), tuple(misfits)
 
     def useful(
-        self, model: ResolvedModel, gpu: GpuModel, most_gpus: int, *, precisions: Sequence[str] = ("",)
+        self,
+        model: ResolvedModel,
+        gpu: GpuModel,
+        most_gpus: int,
+        *,
+        precisions: Sequence[str] = (),
+        settled: bool = False,
     ) -> tuple[tuple[Configuration, ...], tuple[Misfit, ...]]:
         """The configurations that carry more than smaller ones on as many GPUs, and what does not fit.
 
@@ -136,6 +142,7 @@ class Configurations:
             gpu: the kind of GPU.
             most_gpus: on one host.
             precisions: of those in ``LESS_FAITHFUL``, what may be used beside the most faithful one that does.
+            settled: only those.
         """
         fitting: list[Configuration] = []
         misfits: list[Misfit] = []
@@ -152,7 +159,8 @@ class Configurations:
                 # A precision that a smaller configuration has anyway is no loss for a larger one.
                 needed = {_precision_name(one) for one in fitting if not one.shape.precision}
                 seen = set()
-                for precision in ("", *(name for name in allowed if name in precisions or name in needed)):
+                names = [name for name in allowed if name in precisions or (name in needed and not settled)]
+                for precision in names if settled else ("", *names):
                     found = self.of_shape(model, gpu, replace(shape, precision=precision))
                     if isinstance(found, Misfit):
                         misfits.append(found)
@@ -407,7 +415,7 @@ def _shapes(request: ModelRequest, gpu: GpuModel, count: int) -> Iterator[Shape]
     for tensor in tensor_sizes:
         pipeline = count // tensor
         if forced_tensor in (None, tensor) and forced_pipeline in (None, pipeline):
-            yield Shape(gpu.name, tensor, pipeline)
+            yield Shape(gpu.kind, tensor, pipeline)
 
 
 def _is_as_asked(asked: str, quantized: QuantizationFacts) -> bool:

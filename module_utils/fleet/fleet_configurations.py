@@ -61,7 +61,7 @@ class FleetConfigurations(Configurations):
             return ()
         for ways in SHARED_WAYS:
             for precision in ("", *(name for name in LESS_FAITHFUL if name in less_faithful(model))):
-                one = self.of_shape(model, gpu, Shape(gpu.name, precision=precision, ways=ways))
+                one = self.of_shape(model, gpu, Shape(gpu.kind, precision=precision, ways=ways))
                 if isinstance(one, Configuration):
                     found.append(self.with_capacity(model, gpu, one))
                     break
@@ -80,7 +80,7 @@ class FleetConfigurations(Configurations):
             for each in range(1, most + 1):
                 fitting = []
                 for tensor in (size for size in (2, 1, 4, 8) if each % size == 0):
-                    shape = Shape(gpu.name, tensor, nodes * each // tensor, nodes=nodes)
+                    shape = Shape(gpu.kind, tensor, nodes * each // tensor, nodes=nodes)
                     one = self._allowed(model, gpu, shape)
                     if isinstance(one, Configuration):
                         fitting.append(self.with_capacity(model, gpu, one))

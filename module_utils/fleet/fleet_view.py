@@ -52,8 +52,8 @@ class FleetView:
         most: Counter[str] = Counter()
         for host in hosts:
             models = [gpu.model for gpu in host.gpus if gpu.model is not None and self._is_usable(host, gpu)]
-            kinds |= {model.name: model for model in models}
-            most |= Counter(model.name for model in models)
+            kinds |= {model.kind: model for model in models}
+            most |= Counter(model.kind for model in models)
         return kinds, dict(most)
 
     def why_unusable(self, host: str, uuid: str) -> tuple[Cause | None, str]:
@@ -102,7 +102,7 @@ class FleetView:
         return HostRoom(
             name=host.name,
             gpus=tuple(
-                GpuRoom(gpu.uuid, gpu.index, gpu.model.name, switches[gpu.uuid], gpu.numa_node or 0)
+                GpuRoom(gpu.uuid, gpu.index, gpu.model.kind, switches[gpu.uuid], gpu.numa_node or 0)
                 for gpu in host.gpus
                 if gpu.model is not None and self._is_usable(host, gpu)
             ),

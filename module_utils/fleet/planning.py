@@ -9,6 +9,7 @@ from .configurations import LESS_FAITHFUL, Configuration, less_faithful
 from .fleet_configurations import FleetConfigurations
 from .fleet_view import FleetView
 from .host_means import host_memory_bytes
+from .link_classes import with_link_classes
 from .model_document import model_section
 from .placement import decide
 from .placement_bound import Need, fewest_gpus_in_all
@@ -63,18 +64,17 @@ def make_plan(
     Raises:
         FleetError: a host variable excludes a GPU that does not exist, or an engine argument has a wrong value.
     """
-    view = FleetView(hosts, frozenset(frozen))
+    view = FleetView(with_link_classes(hosts), frozenset(frozen))
     configurations = FleetConfigurations(engine_version, carrying)
     by_name = {model.request.name: model for model in sorted(models, key=lambda model: model.request.name)}
     untouchable, touchable = split_current(current, view.frozen, by_name.keys())
     question = _Question(view, configurations, by_name, untouchable, touchable, engine_version, multi_node)
-    answer = question.answer((), optimize=optimize)
+    answer = question.answer({}, optimize=optimize)
     if answer.decision.shortages and question.may_be_less_precise:
-        # Precision is given up only where demand would be left otherwise.
-        answer = question.answer(LESS_FAITHFUL, optimize=optimize)
+        answer = _less_precise(question, optimize=optimize)
     if question.has_last_resorts(answer):
         # GPUs are shared and hosts joined only where something would be left otherwise.
-        answer = question.answer(LESS_FAITHFUL, optimize=optimize, last_resort=True)
+        answer = _less_precise(question, optimize=optimize, last_resort=True)
     instances = plan_instances(
         answer.decision,
         answer.prepared,
@@ -97,6 +97,28 @@ def make_plan(
     )
 
 
+def _less_precise(question: _Question, *, optimize: bool, last_resort: bool = False) -> _Answer:
+    """Precision is given up only where demand would be left otherwise, and only by as few models as will do.
+
+    All new replicas of a model that does are alike, in the least faithful precision that any of them needs; the others
+    do not even consider it.
+    """
+    everyone = dict.fromkeys(question.models, LESS_FAITHFUL)
+    all_may = question.answer(everyone, optimize=optimize, last_resort=last_resort)
+    giving_up: dict[str, str] = {}
+    for one in all_may.decision.placed:
+        wish = all_may.prepared[one.model].wish
+        if wish is not None and one.shape in wish.sacrifices:
+            names = (one.shape.precision, giving_up.get(one.model, LESS_FAITHFUL[0]))
+            giving_up[one.model] = max(names, key=LESS_FAITHFUL.index)
+    if not giving_up:
+        return all_may
+    few_do = question.answer(
+        {name: (used,) for name, used in giving_up.items()}, optimize=optimize, last_resort=last_resort, settled=True
+    )
+    return few_do if few_do.lacking <= all_may.lacking else all_may
+
+
 def _instance_gpus(instances: Sequence[Instance], view: FleetView) -> dict[str, tuple[str, ...]]:
     """The instances on each kind of GPU, as far as it is known."""
     kinds: dict[str, list[str]] = {}
@@ -116,6 +138,7 @@ class _Answer:
         candidates: by model, the configurations that it chose among and those that run.
         why_leaving: in words, why an instance could not stay, by id.
         improvement: what moving more would bring, if anything.
+        lacking: what is not carried, the highest priority first.
     """
 
     decision: Decision
@@ -123,6 +146,7 @@ class _Answer:
     candidates: Mapping[str, tuple[Configuration, ...]]
     why_leaving: Mapping[str, str]
     improvement: dict[str, Any] | None
+    lacking: tuple[object, ...]
 
     @property
     def capacity(self) -> dict[str, dict[Shape, float]]:
@@ -160,8 +184,22 @@ class _Question:
         """Whether any model may use a less faithful precision."""
         return any(map(_chooses_precision, self.models.values()))
 
-    def answer(self, precisions: Sequence[str], *, optimize: bool, last_resort: bool = False) -> _Answer:
-        """Decide with these precisions, and with shared GPUs and joined hosts as a last resort."""
+    def answer(
+        self,
+        precisions: Mapping[str, Sequence[str]],
+        *,
+        optimize: bool,
+        last_resort: bool = False,
+        settled: bool = False,
+    ) -> _Answer:
+        """Decide.
+
+        Args:
+            precisions: less faithful ones that a model may use, by model.
+            optimize: move what runs if that places more, or the same on fewer GPUs.
+            last_resort: offer shared GPUs and joined hosts as well.
+            settled: it is decided who uses those precisions: these models use no other.
+        """
         prepared = {
             name: prepare(
                 model,
@@ -169,7 +207,8 @@ class _Question:
                 self.configurations,
                 [one for one in (*self.untouchable, *self.touchable.values()) if one.model == name],
                 self.engine_version,
-                precisions=precisions if _chooses_precision(model) else (),
+                precisions=precisions.get(name, ()) if _chooses_precision(model) else (),
+                settled=settled and name in precisions,
                 last_resort=last_resort,
                 multi_node=self.multi_node,
             )
@@ -200,6 +239,7 @@ class _Question:
                 host_memory={
                     shape: host_memory_bytes(shape, ready.model.request.engine_args) for shape in candidates[name]
                 },
+                sacrifices=frozenset() if settled else ready.wish.sacrifices,
             )
             for name, ready in prepared.items()
             if ready.wish is not None
@@ -224,6 +264,7 @@ class _Question:
             {name: tuple(sorted(found.values(), key=_candidate_order)) for name, found in candidates.items()},
             why_leaving,
             improvement,
+            _lacking(decision, wishes),
         )
 
     def _running(self, now: Standing, model: ResolvedModel) -> Configuration | None:
@@ -254,6 +295,10 @@ def _may_improve(
 
 
 def _score(decision: Decision, wishes: Sequence[Wish]) -> tuple[object, ...]:
+    return (*_lacking(decision, wishes), decision.gpus_used)
+
+
+def _lacking(decision: Decision, wishes: Sequence[Wish]) -> tuple[object, ...]:
     lacking: dict[int, list[float]] = {wish.priority: [0.0, 0.0, 0.0] for wish in wishes}
     priorities = {wish.model: wish.priority for wish in wishes}
     for one in decision.shortages:
@@ -261,8 +306,7 @@ def _score(decision: Decision, wishes: Sequence[Wish]) -> tuple[object, ...]:
         row[0] += one.missing
         row[1] += 1.0 - one.carried
         row[2] += 1.0
-    by_priority = [tuple(round(value, 6) for value in lacking[priority]) for priority in sorted(lacking, reverse=True)]
-    return (*by_priority, decision.gpus_used)
+    return tuple(tuple(round(value, 6) for value in lacking[priority]) for priority in sorted(lacking, reverse=True))
 
 
 def _refused(answer: _Answer, view: FleetView) -> tuple[Refusal, ...]:

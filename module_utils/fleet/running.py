@@ -49,7 +49,7 @@ def standing_of(
     tensor = one.engine_args.get("tensor_parallel_size", 1)
     pipeline = one.engine_args.get("pipeline_parallel_size", 1)
     gpus = [view.gpu(host, uuid) for host, uuid in one.gpus]
-    kinds = {gpu.model.name for gpu in gpus if gpu is not None and gpu.model is not None}
+    kinds = {gpu.model.kind for gpu in gpus if gpu is not None and gpu.model is not None}
     shape = Shape(
         min(kinds, default=""),
         tensor if isinstance(tensor, int) else 0,
@@ -114,7 +114,7 @@ def _shape_problem(
     one: Instance, model: ResolvedModel, shape: Shape, view: FleetView, configurations: Configurations
 ) -> str | None:
     gpus = [view.gpu(host, uuid) for host, uuid in one.gpus]
-    models = {gpu.model.name: gpu.model for gpu in gpus if gpu is not None and gpu.model is not None}
+    models = {gpu.model.kind: gpu.model for gpu in gpus if gpu is not None and gpu.model is not None}
     even = len({len(shard.gpus) for shard in one.shards}) == 1 and len(set(one.hosts)) == len(one.shards)
     if not even or len(models) != 1 or shape.gpus != len(one.gpus) or shape.pipeline_parallel % shape.nodes:
         return "its GPUs do not match its parallel sizes"

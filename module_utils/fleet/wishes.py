@@ -57,6 +57,7 @@ def prepare(
     engine_version: str,
     *,
     precisions: Sequence[str] = (),
+    settled: bool = False,
     last_resort: bool = False,
     multi_node: bool = True,
 ) -> Prepared:
@@ -69,6 +70,7 @@ def prepare(
         running: the model's replicas that run now.
         engine_version: vLLM's version.
         precisions: less faithful ones that a model with a demand may use, as ``Shape.precision`` has them.
+        settled: it uses no other.
         last_resort: offer shared GPUs and several hosts as well, as far as placement allows them.
         multi_node: whether instances over several hosts may be planned at all.
     """
@@ -89,7 +91,10 @@ def prepare(
         # A pin may name more GPUs than any configuration that is worth them.
         pinned = precisions if not any(pin.gpus for pin in asked) else ()
         fitting, misfits = _all_kinds(
-            kinds, lambda kind: configurations.useful(model, kinds[kind], most[kind], precisions=pinned)
+            kinds,
+            lambda kind: configurations.useful(
+                model, kinds[kind], most[kind], precisions=pinned, settled=settled and bool(pinned)
+            ),
         )
         if not fitting and misfits and any(one.constraint == "objectives" for one in misfits):
             refusal = objectives_missed(model, misfits)
