@@ -67,6 +67,8 @@ _MOST_OPEN, _FEW_OPEN = 12, 4
 _MOST_PLACES = 20
 _MOST_LOSSES = 100
 _TINTS = 8
+# Names of so many characters stay on one line.
+_WHOLE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +178,10 @@ def _templates() -> dict[str, str]:
 
 
 def _ids(names: Iterable[str]) -> Markup:
-    """Names that are not broken at their hyphens where there is room."""
-    return Markup(", ").join(Markup('<span class="id">{}</span>').format(text) for text in name_ranges(names))
+    """Names that are not broken at their hyphens, unless they are long."""
+    texts = name_ranges(names)
+    whole = Markup('<span class="id">{}</span>')
+    return Markup(", ").join(whole.format(text) if len(text) <= _WHOLE else Markup.escape(text) for text in texts)
 
 
 def _policy() -> str:

@@ -105,7 +105,7 @@ MOVES = """
 <th scope="col">Why</th></tr></thead>
 <tbody>
 {% for move in moves %}
-<tr><th scope="row"><span class="id">{{ move.id }}</span></th><td data-label="From">{{ move.origin }}</td>\
+<tr><th scope="row">{{ [move.id] | ids }}</th><td data-label="From">{{ move.origin }}</td>\
 <td data-label="To">{{ move.to or "nowhere" }}</td>\
 <td data-label="Cause"><span class="tag">{{ move.cause }}</span></td>\
 <td data-label="Why">{{ move.why }}</td></tr>
@@ -131,7 +131,7 @@ CHANGES = """
 <th scope="col">Why</th></tr></thead>
 <tbody>
 {% for row in change_rows %}
-<tr><th scope="row"><span class="id">{{ row.id }}</span></th>\
+<tr><th scope="row">{{ [row.id] | ids }}</th>\
 <td data-label="Change"><span class="tag">{{ row.sign }} {{ row.kind }}</span></td>
 <td data-label="What"><ul class="plain">{% for what, before, after in row.details %}<li>{{ what }}: {{ before }} \
 <span aria-hidden="true">→</span><span class="hidden"> becomes </span> {{ after }}</li>{% endfor %}</ul></td>

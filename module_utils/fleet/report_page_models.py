@@ -75,7 +75,7 @@ marks the demand where it is not met.</p>
 <td data-label="Running" class="n">{{ one.running_sequences | number }}</td>
 <td data-label="TTFT" class="n">{{ one.ttft_ms | number("ms") }}</td>
 <td data-label="TPOT" class="n">{{ one.tpot_ms | number("ms") }}</td>
-<td data-label="Limited by">{{ one.limit or "-" }}</td>
+<td data-label="Limited by" class="word">{{ one.limit or "-" }}</td>
 <td data-label="KV tokens" class="n">{{ one.kv_cache_tokens | number }}</td></tr>
 {% endfor %}
 </tbody>

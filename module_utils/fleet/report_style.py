@@ -68,9 +68,11 @@ svg.meter { display: block; width: 100%; height: 12px; }
 .want { stroke: var(--ink); stroke-width: 2; }
 table { margin: 0 0 14px; width: 100%; border-collapse: collapse; font-size: 0.9rem; }
 caption { text-align: left; color: var(--muted); font-size: 0.85rem; padding-bottom: 4px; }
-th, td { overflow-wrap: anywhere; text-align: left; vertical-align: top; padding: 6px 10px 6px 0;
+th, td { text-align: left; vertical-align: top; padding: 6px 10px 6px 0;
   border-bottom: 1px solid var(--line); }
 thead th { font-size: 0.8rem; color: var(--muted); font-weight: 600; vertical-align: bottom; }
+tbody th, .plain, td { overflow-wrap: anywhere; }
+td.word { overflow-wrap: normal; }
 tbody th { font-weight: 600; }
 .id { white-space: nowrap; }
 th.wide { width: 40%; }

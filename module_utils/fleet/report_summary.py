@@ -28,12 +28,13 @@ def verdict_words(plan: Plan, views: Sequence[HostView]) -> str:
     }
     models = len(set(plan.summary.carried) | short)
     used = sum(len(view.names) for view in views if view.used)
-    where = f"{plural(plan.summary.gpus_used, 'GPU')} of {plural(used, 'host')}"
+    where = f"on {plural(plan.summary.gpus_used, 'GPU')} of {plural(used, 'host')}"
     if not models:
         return "The plan holds no model."
     if short:
-        return f"{len(short)} of {plural(models, 'model')} cannot be carried as asked for; the plan uses {where}."
-    return f"{'The model is' if models == 1 else f'All {models} models are'} carried as asked for, on {where}."
+        runs = f"the plan runs {where}" if plan.instances else "nothing runs"
+        return f"{len(short)} of {plural(models, 'model')} cannot be carried as asked for; {runs}."
+    return f"{'The model is' if models == 1 else f'All {models} models are'} carried as asked for, {where}."
 
 
 def tiles(plan: Plan, loads: Sequence[ModelLoad], views: Sequence[HostView]) -> list[dict[str, str]]:
@@ -130,11 +131,10 @@ def placement_words(views: Sequence[HostView]) -> str:
 
 def memory_words(*, exact: bool) -> str:
     """Where the figures of the memory map come from."""
-    if exact:
-        return "Figures are planned, rank by rank. What is free is beyond the engines' gpu_memory_utilization."
+    source = "rank by rank" if exact else "those of an instance's tightest rank"
     return (
-        "Figures are planned, those of an instance's tightest rank. What is free is beyond the engines' "
-        "gpu_memory_utilization."
+        f"Figures are planned, {source}. Free is what gpu_memory_utilization or kv_cache_memory_bytes keeps from the "
+        "engines."
     )
 
 
