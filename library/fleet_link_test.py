@@ -116,9 +116,9 @@ from ansible.module_utils.fleet import link_worker
 from ansible.module_utils.fleet.link_runner import Engine
 from ansible.module_utils.fleet.link_test import (
     Settings,
+    gpus_to_test,
     read_kept,
     run_link_test,
-    testable_gpus,
     why_not_now,
     write_kept,
 )
@@ -141,7 +141,7 @@ def main() -> None:
     )
     given = module.params
     document, path = given["document"], Path(given["result_path"])
-    kept = read_kept(path, document["topology_key"], testable_gpus(document), given["backend"])
+    kept = read_kept(path, document["topology_key"], gpus_to_test(document), given["backend"])
     if kept is not None and not given["force"]:
         module.exit_json(changed=False, ran=False, result=kept)
     refusal = why_not_now(document)

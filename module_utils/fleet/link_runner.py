@@ -134,8 +134,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], timeout_s: float) -> str
     deadline = time.monotonic() + timeout_s
     reason = f"no answer within {timeout_s:g} s: it hangs"
     shortened = False
-    while any(process.poll() is None for process in processes):
-        failed = [rank for rank, process in enumerate(processes) if process.returncode not in (None, 0)]
+    while None in (statuses := [process.poll() for process in processes]):
+        failed = [rank for rank, status in enumerate(statuses) if status not in (None, 0)]
         if failed and not shortened:
             shortened = True
             deadline = min(deadline, time.monotonic() + _GRACE_S)

@@ -76,7 +76,7 @@ def why_not_now(document: Mapping[str, Any]) -> str | None:
     return None
 
 
-def testable_gpus(document: Mapping[str, Any]) -> tuple[LinkGpu, ...]:
+def gpus_to_test(document: Mapping[str, Any]) -> tuple[LinkGpu, ...]:
     """Return the GPUs that are not blocked, by index; one that an earlier test blocked may be tested again."""
 
     def blocked(gpu: Mapping[str, Any]) -> bool:
@@ -126,7 +126,7 @@ def run_link_test(
         settings: how to test.
         run: runs one task; see ``link_runner.run_task``.
     """
-    gpus = testable_gpus(document)
+    gpus = gpus_to_test(document)
     singles = _at_once(lambda gpu: _single(gpu, engine, settings, run), gpus)
     sound = [gpu for gpu, row in zip(gpus, singles, strict=True) if row["status"] == "verified"]
     pairs: list[dict[str, Any]] = []
