@@ -145,19 +145,12 @@ def _nvidia_packages(
     if os_id == "ubuntu":
         # From branch 590 on the names no longer end in the branch.
         end = f"-{branch}" if branch < 590 else ""
-        module = f"nvidia-dkms{end}-open" if open_modules and end else f"nvidia-dkms{'-open' if open_modules else end}"
+        module = f"nvidia-dkms{end}-open" if open_modules else f"nvidia-dkms{end}"
         names = (f"libnvidia-compute{end}", module, f"nvidia-utils{end}", f"nvidia-compute-utils{end}")
         return names, names
     module = "nvidia-kernel-open-dkms" if open_modules else "nvidia-kernel-dkms"
-    packages = ("nvidia-driver-cuda", module, "nvidia-persistenced")
-    return packages, (
-        *packages,
-        "libcuda1",
-        "libnvidia-ml1",
-        "libnvidia-cfg1",
-        "libnvidia-ptxjitcompiler1",
-        "nvidia-smi",
-    )
+    packages = ("nvidia-driver-cuda", module)
+    return packages, packages
 
 
 def _distro_packages(

@@ -11,7 +11,7 @@ from .driver_packages import is_driver, upstream_of, version_key
 from .errors import FleetError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from .driver_apt import Step
     from .driver_kernels import Kernels
@@ -178,6 +178,8 @@ def apt_arguments(
     packages: Mapping[str, Package],
     headers: Sequence[str],
     version: str,
+    *,
+    needed: Collection[str] = (),
 ) -> list[str]:
     """Return what apt-get is to be told; empty when there is nothing to install or to remove.
 
@@ -187,15 +189,25 @@ def apt_arguments(
         packages: all that dpkg knows.
         headers: packages of kernel headers that are missing and can be had.
         version: that was chosen.
+        needed: packages that the wanted ones depend on, though they were asked for by name before.
     """
     installed = {name for name, one in packages.items() if one.state == "installed"}
     if not wanted.packages:
         return _purge(sorted(name for name in installed if is_driver(name) or name in record.asked))
     names = [name for name in wanted.packages if not _has(wanted, packages, name, version)]
-    # What was asked for before and is not any more makes way for what takes its place.
-    gone = [name for name in record.asked if name not in wanted.packages and name in installed and is_driver(name)]
-    words = [*names, *headers, *(f"{name}-" for name in gone if not wanted.beside)]
+    words = [*names, *headers, *(f"{name}-" for name in superseded(wanted, record, packages) if name not in needed)]
     return ["install", "--purge", "--allow-downgrades", "--allow-change-held-packages", *words] if words else []
+
+
+def superseded(wanted: Wanted, record: Record, packages: Mapping[str, Package]) -> list[str]:
+    """Return what was asked for before, is not any more, and makes way for what takes its place."""
+    if wanted.beside:
+        return []
+    return [
+        name
+        for name in record.asked
+        if name not in wanted.packages and name in packages and _is_there(packages[name]) and is_driver(name)
+    ]
 
 
 def guard(steps: Sequence[Step], packages: Mapping[str, Package], record: Record, wanted: Wanted, version: str) -> None:

@@ -23,6 +23,7 @@ from .driver_plan import (
     is_satisfied,
     kernel_faults,
     parse_record,
+    superseded,
     to_hold,
 )
 from .driver_snapshot import GONE, read_file, roll_back, snapshot_from_json, take_snapshot, write_file
@@ -172,7 +173,11 @@ class _Attempt:
         if self.wanted.packages and self.wanted.headers:
             kernels = read_kernels(self.host.root, self.host.running)
             headers = [name for name in header_packages(kernels, self.packages) if self._is_offered(name)]
-        arguments = apt_arguments(self.wanted, self.record, self.packages, headers, version)
+        # What was asked for by name before may be a dependency now: then it stays.
+        old = superseded(self.wanted, self.record, self.packages)
+        without = apt_arguments(self.wanted, self.record, self.packages, headers, version, needed=old)
+        needed = [step.name for step in self.staging.apt.simulate(*without) if step.new] if old and without else []
+        arguments = apt_arguments(self.wanted, self.record, self.packages, headers, version, needed=needed)
         if not arguments:
             return version, [], []
         steps = self.staging.apt.simulate(*arguments)
