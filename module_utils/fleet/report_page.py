@@ -97,6 +97,8 @@ height="6"/><path class="hatch" d="M-1 1L1 -1M0 6L6 0M5 7L7 5"/></pattern>
 {% for part in bar.parts %}\
 <rect class="p-{{ part.kind }}" data-kind="{{ part.kind }}" data-bytes="{{ part.size_bytes }}" \
 x="{{ part.x }}%" width="{{ part.width }}%" height="100%"><title>{{ part.words }}</title></rect>{% endfor %}
+{% for part in bar.parts if part.divides %}<line class="divide" x1="{{ part.x }}%" \
+x2="{{ part.x }}%" y1="0" y2="100%"/>{% endfor %}
 </symbol>
 {% endfor %}
 </defs>

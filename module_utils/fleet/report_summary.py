@@ -151,6 +151,8 @@ def bar_document(bar: Bar) -> dict[str, Any]:
             | {
                 "x": f"{100 * before / length:.3f}",
                 "width": f"{100 * part.size_bytes / length:.3f}",
+                # Each instance starts with its weights.
+                "divides": part.kind == "weights" and before > 0,
                 "words": f"{part.owner}: {name}" if owners > 1 and part.owner else name,
             }
         )
