@@ -113,7 +113,7 @@ details[open].model > summary, details[open].host > summary { margin-bottom: 10p
   align-items: center;
   padding: 2px 0; font-size: 0.85rem; }
 svg.memory { display: block; width: 100%; height: 20px; }
-.divide { stroke: var(--ink); stroke-width: 3; }
+.divide { stroke: var(--ink); stroke-width: 2; }
 .card-outline { fill: none; stroke: var(--muted); }
 .p-weights { fill: var(--weights); } .p-kv { fill: url(#kv); } .p-activations { fill: url(#activations); }
 .p-graphs { fill: url(#graphs); } .p-other { fill: url(#other); } .p-margin { fill: url(#margin);
