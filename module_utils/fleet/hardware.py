@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .errors import FleetError
 
@@ -41,10 +41,12 @@ class GpuModel:
     links: Links | None = None
     links_of: str = ""
 
+    LINKS_OF: ClassVar[str] = " with the links of "
+
     @property
     def kind(self) -> str:
         """Name of what the planner takes to be equal: product and links."""
-        return f"{self.name} with the links of {self.links_of}" if self.links_of else self.name
+        return f"{self.name}{self.LINKS_OF}{self.links_of}" if self.links_of else self.name
 
     @property
     def supports_fp8(self) -> bool:

@@ -161,6 +161,7 @@ class Plan:
     Args:
         models: by name, what the plan was asked for: ``facts`` (``model_document``), ``demand`` and ``objectives``.
         instance_gpus: the instances on each kind of GPU, by the kind's name.
+        gpu_links: how GPUs of a kind reach one another, where it is not the default (``plan_gpus``).
     """
 
     instances: tuple[Instance, ...] = ()
@@ -170,6 +171,7 @@ class Plan:
     summary: Summary = field(default_factory=lambda: Summary(0, 0, 0.0, {}))
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     instance_gpus: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    gpu_links: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def same_decision(self, other: Plan) -> bool:
         """Whether both plans run and refuse the same; how they were reached does not count."""
@@ -210,6 +212,7 @@ def plan_to_document(plan: Plan) -> dict[str, Any]:
         "summary": _lists(asdict(plan.summary)),
         "models": _lists(dict(plan.models)),
         "instance_gpus": _lists(dict(plan.instance_gpus)),
+        **({"gpu_links": _lists(dict(plan.gpu_links))} if plan.gpu_links else {}),
     }
 
 
@@ -297,6 +300,16 @@ class _Summary(MachineDocument):
     carried_without_host: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
+class _GpuLinks(MachineDocument):
+    all_reduce: dict[
+        Annotated[str, Field(pattern="^[1-9][0-9]*$")],
+        Annotated[list[tuple[Annotated[int, Field(gt=0)], Annotated[float, Field(gt=0)]]], Field(min_length=2)],
+    ] = Field(min_length=1)
+    send_bytes_per_s: float = Field(gt=0)
+    send_s: float = Field(ge=0)
+    source: str
+
+
 class _Plan(MachineDocument):
     instances: Annotated[tuple[_Instance, ...], BeforeValidator(list_as_tuple)]
     refused: Annotated[tuple[_Refusal, ...], BeforeValidator(list_as_tuple)] = ()
@@ -305,6 +318,7 @@ class _Plan(MachineDocument):
     summary: _Summary | None = None
     models: dict[str, dict[str, Any]] = Field(default_factory=dict)
     instance_gpus: dict[str, Annotated[tuple[str, ...], BeforeValidator(list_as_tuple)]] = Field(default_factory=dict)
+    gpu_links: dict[str, _GpuLinks] = Field(default_factory=dict)
 
 
 def parse_instance(document: object, *, where: str, path: str = "") -> Instance:
@@ -350,6 +364,7 @@ def parse_plan(document: object, *, where: str, path: str = "") -> Plan:
         summary=Summary(**summary.model_dump()) if summary else Summary(0, 0, 0.0, {}),
         models=parsed.models,
         instance_gpus=parsed.instance_gpus,
+        gpu_links={kind: links.model_dump() for kind, links in parsed.gpu_links.items()},
     )
 
 

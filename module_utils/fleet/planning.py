@@ -15,6 +15,7 @@ from .placement import decide
 from .placement_bound import Need, fewest_gpus_in_all
 from .placement_problem import TOLERANCE
 from .plan_document import Candidate, Move, Place, Plan, Summary, id_order
+from .plan_gpus import links_document
 from .plan_instances import plan_instances
 from .refusals import short_of_room
 from .running import split_current, standing_of, why_stranded
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from .carrying import Carrying
     from .configurations import ResolvedModel
+    from .hardware import GpuModel
     from .host_document import HostDocument
     from .placement_problem import Decision, Placed, Shape, Standing, Wish
     from .plan_document import Instance, Refusal
@@ -93,7 +95,7 @@ def make_plan(
         candidates=tuple(_candidate(name, one) for name in answer.prepared for one in answer.candidates[name]),
         summary=_summary(instances, answer, untouchable, view.notes()),
         models={name: model_section(model) for name, model in by_name.items()},
-        instance_gpus=_instance_gpus(instances, view),
+        **_gpus_of(instances, view),
     )
 
 
@@ -119,15 +121,20 @@ def _less_precise(question: _Question, *, optimize: bool, last_resort: bool = Fa
     return few_do if few_do.lacking <= all_may.lacking else all_may
 
 
-def _instance_gpus(instances: Sequence[Instance], view: FleetView) -> dict[str, tuple[str, ...]]:
-    """The instances on each kind of GPU, as far as it is known."""
+def _gpus_of(instances: Sequence[Instance], view: FleetView) -> dict[str, Any]:
+    """The instances on each kind of GPU as far as it is known, and the links of those kinds."""
     kinds: dict[str, list[str]] = {}
+    models: dict[str, GpuModel] = {}
     for one in sorted(instances, key=lambda one: id_order(one.id)):
         host, uuid = one.gpus[0]
         gpu = view.gpu(host, uuid)
         if gpu is not None and gpu.model is not None:
-            kinds.setdefault(gpu.model.name, []).append(one.id)
-    return {kind: tuple(ids) for kind, ids in sorted(kinds.items())}
+            models[gpu.model.kind] = gpu.model
+            kinds.setdefault(gpu.model.kind, []).append(one.id)
+    return {
+        "instance_gpus": {kind: tuple(ids) for kind, ids in sorted(kinds.items())},
+        "gpu_links": links_document(models.values()),
+    }
 
 
 @dataclass(frozen=True, slots=True)

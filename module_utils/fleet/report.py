@@ -99,7 +99,7 @@ def render_report(given: ReportInput) -> str:
     plan, where = given.plan, given.where
     models = curve_models(plan, where=where)
     loads = model_loads(plan, {name: one.requests_per_s for name, one in models.items()}, where=where)
-    kinds = gpu_kinds(plan, given.hosts)
+    kinds = gpu_kinds(plan, given.hosts, where=where)
     ranks = rank_memory(plan, models, kinds, where=where)
     views = host_views(plan, given.hosts, ranks, where=where)
     bar_ids: dict[Bar, int] = {}

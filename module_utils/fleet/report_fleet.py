@@ -12,6 +12,7 @@ from .errors import FleetError
 from .hardware import GPUS
 from .memory import estimate_memory
 from .plan_document import id_order
+from .plan_gpus import gpus_of_instances
 from .plan_table import short_uuids
 from .report_curves import consistent_facts
 from .report_words import plural, precision_words, shape_key, sizes_words
@@ -65,14 +66,13 @@ class CandidateRow:
     chosen: int
 
 
-def gpu_kinds(plan: Plan, hosts: Sequence[HostDocument] | None) -> dict[str, GpuModel]:
+def gpu_kinds(plan: Plan, hosts: Sequence[HostDocument] | None, *, where: str) -> dict[str, GpuModel]:
     """The kind of GPU of each instance: as the plan or its host says, else the card with the memory planned for."""
-    named = {identity: name for name, identities in plan.instance_gpus.items() for identity in identities}
-    by_name = {gpu.name: gpu for gpu in GPUS}
+    named = gpus_of_instances(plan, where=where)
     by_uuid = {(host.name, gpu.uuid): gpu.model for host in hosts or () for gpu in host.gpus}
     kinds = {}
     for one in plan.instances:
-        found = by_name.get(named.get(one.id, "")) or by_uuid.get(one.gpus[0]) or _by_memory(one)
+        found = named.get(one.id) or by_uuid.get(one.gpus[0]) or _by_memory(one)
         if found is not None:
             kinds[one.id] = found
     return kinds

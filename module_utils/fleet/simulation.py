@@ -231,7 +231,7 @@ class Simulation:
         return low, why
 
     def _step_times(self, one: SimulatedInstance) -> StepTimes:
-        key = (id(one.facts), one.gpu.name, repr(one.options))
+        key = (id(one.facts), one.gpu.kind, repr(one.options))
         if key not in self._times:
             self._times[key] = StepTimes(SpeedModel(one.facts, one.gpu, one.options))
         return self._times[key]
@@ -316,7 +316,7 @@ def _representatives(mine: Sequence[SimulatedInstance], most: int | None) -> lis
         return list(mine)
     kinds: dict[tuple[object, ...], list[SimulatedInstance]] = {}
     for one in mine:
-        kinds.setdefault((id(one.facts), one.gpu.name, repr(one.options), one.kv_cache_tokens, one.weight), []).append(
+        kinds.setdefault((id(one.facts), one.gpu.kind, repr(one.options), one.kv_cache_tokens, one.weight), []).append(
             one
         )
     chosen: list[SimulatedInstance] = []

@@ -10,8 +10,8 @@ from .document_checks import check_document, shown
 from .engine_options import options_from_engine_args
 from .errors import FleetError
 from .gateway_weights import gateway_weights, sequences_at_capacity
-from .hardware import gpu_by_name
 from .model_document import facts_from_document
+from .plan_gpus import gpus_of_instances
 from .requests import Demand
 from .requests import Objectives as AskedObjectives
 from .simulation import SimulatedInstance, SimulatedModel, Simulation
@@ -54,7 +54,7 @@ def simulation_of(plan: Plan, *, where: str) -> tuple[Simulation, dict[str, str]
         models.append(_model(name, section, mine, where=where, path=path))
     for name in {one.model for one in plan.instances} - set(plan.models):
         left_out[name] = "the plan was not asked for it"
-    kinds = _kinds(plan, where)
+    kinds = gpus_of_instances(plan, where=where)
     weights: dict[str, int] = {}
     for name in facts:
         weights |= gateway_weights(
@@ -81,14 +81,6 @@ def _model(name: str, section: Mapping[str, Any], mine: list[Instance], *, where
         objectives=Objectives(asked.ttft_ms, asked.tpot_ms, asked.percentile),
         max_model_len=min((one for one in longest if isinstance(one, int)), default=None),
     )
-
-
-def _kinds(plan: Plan, where: str) -> dict[str, GpuModel]:
-    kinds: dict[str, GpuModel] = {}
-    for name, ids in plan.instance_gpus.items():
-        gpu = gpu_by_name(name, where=f"{where}: instance_gpus")
-        kinds |= dict.fromkeys(ids, gpu)
-    return kinds
 
 
 def _instance(

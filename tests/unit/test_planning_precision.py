@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import pytest
+from fleet.plan_document import canonical_json, plan_from_json, plan_to_document
+from fleet.plan_gpus import gpus_of_instances
 from fleet.speed_collectives import PCIE_ALL_REDUCE
 from plan_samples import facts, model, plan
 
@@ -64,6 +67,11 @@ def test_measured_links_decide_how_a_model_is_spread_over_gpus():
     assert before.engine_args["tensor_parallel_size"] > 1
     assert after.engine_args["tensor_parallel_size"] == 1
     assert after.engine_args["pipeline_parallel_size"] > 1
+    # Whoever reads the plan counts with the same links.
+    made = plan(document, [entry])
+    read = plan_from_json(canonical_json(plan_to_document(made)), where="plan.json")
+    (gpu,) = {one.kind: one for one in gpus_of_instances(read, where="plan.json").values()}.values()
+    assert gpu.links.all_reduce_s(2, 1 << 20) == pytest.approx(30.0 * dict(PCIE_ALL_REDUCE[2])[1 << 20])
 
 
 def test_a_host_of_slow_links_is_used_last_for_tensor_groups():

@@ -88,7 +88,7 @@ def test_the_bar_holds_what_the_plan_says(served):
 
 def test_ranks_of_a_pipeline_differ_and_add_up(served):
     models = curve_models(served, where="plan")
-    ranks = rank_memory(served, models, gpu_kinds(served, None), where="plan")
+    ranks = rank_memory(served, models, gpu_kinds(served, None, where="plan"), where="plan")
     one = next(one for one in served.instances if one.model == "large")
     stages = ranks[one.id]
     assert len(stages) == 3
@@ -187,7 +187,7 @@ def test_what_a_lost_host_leaves(served):
 
 def test_curves_pass_through_the_planned_point(served):
     models = curve_models(served, where="plan")
-    drawn, missing = curves(served, models, gpu_kinds(served, None), where="plan")
+    drawn, missing = curves(served, models, gpu_kinds(served, None, where="plan"), where="plan")
     assert not missing
     by_model = {curve.model: curve for curve in drawn}
     curve = by_model["spread"]
