@@ -303,7 +303,14 @@ class _Summary(MachineDocument):
 class _GpuLinks(MachineDocument):
     all_reduce: dict[
         Annotated[str, Field(pattern="^[1-9][0-9]*$")],
-        Annotated[list[tuple[Annotated[int, Field(gt=0)], Annotated[float, Field(gt=0)]]], Field(min_length=2)],
+        Annotated[
+            list[
+                Annotated[
+                    tuple[Annotated[int, Field(gt=0)], Annotated[float, Field(gt=0)]], BeforeValidator(list_as_tuple)
+                ]
+            ],
+            Field(min_length=2),
+        ],
     ] = Field(min_length=1)
     send_bytes_per_s: float = Field(gt=0)
     send_s: float = Field(ge=0)
