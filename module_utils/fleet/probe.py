@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .probe_checkpoints import read_partial_checkpoints
+from .probe_driver_checks import read_driver_parts
 from .probe_gpu_checks import GPU_CHECKS, GpuView, unattributed_bytes
 from .probe_host import (
     Paths,
@@ -114,6 +115,7 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
         instances=instances,
         orphans=orphans,
         applied_error=applied_error,
+        driver=read_driver_parts(paths.root, kernel.release),
         partial_checkpoints=partial,
         quarantine_error=quarantine_error,
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .probe_driver_checks import dkms, driver_packages, next_kernel
 from .probe_verdict import Check, Verdict, blocked, degraded, ok, unknown
 
 if TYPE_CHECKING:
     from .probe_checkpoints import PartialCheckpoint
+    from .probe_driver_checks import DriverParts
     from .probe_host import Kernel
     from .probe_instances import UnitState
     from .probe_nvml import NvmlReading
@@ -41,6 +43,7 @@ class HostView:
         partial_checkpoints: checkpoints that are there in part.
         quarantine_error: what is wrong with the file that holds the quarantine; None when nothing is.
         orphans: units of engines that run or failed without an instance record, by instance id.
+        driver: the driver's packages and modules, as they are on disk.
     """
 
     nvml: NvmlReading
@@ -54,6 +57,7 @@ class HostView:
     instances: list[dict[str, Any]]
     orphans: dict[str, UnitState]
     applied_error: str | None
+    driver: DriverParts
     partial_checkpoints: list[PartialCheckpoint] = field(default_factory=list)
     quarantine_error: str | None = None
 
@@ -306,6 +310,9 @@ HOST_CHECKS: tuple[Check[HostView], ...] = (
     Check("applied_plan", _applied_plan),
     Check("checkpoints", _checkpoints),
     Check("quarantine_file", _quarantine),
+    Check("next_kernel", lambda host: next_kernel(host.driver)),
+    Check("dkms", lambda host: dkms(host.driver)),
+    Check("driver_packages", lambda host: driver_packages(host.driver)),
 )
 
 
