@@ -22,7 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 os.environ["L40S_LAB"] = "soak"
 sys.path.insert(0, str(ROOT / "molecule" / "site"))
 
-from fleet_lab import Fleet, settled, working_copy  # noqa: E402 (the lab's name has to be known before)
+from downloads import downloads  # noqa: E402 (the lab's name has to be known before)
+from fleet_lab import Fleet, settled, working_copy  # noqa: E402
 
 
 def kills(seed: int, count: int) -> dict:
@@ -66,7 +67,7 @@ def kills(seed: int, count: int) -> dict:
     return {"seed": seed, "kills": figures}
 
 
-PARTS = {"kills": kills}
+PARTS = {"kills": kills, "downloads": downloads}
 
 
 def main() -> int:
