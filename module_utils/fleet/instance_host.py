@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from .instances import (
     CONFIG,
     ENVIRONMENT,
+    ORDER,
     RECORD,
     Desired,
     Observed,
@@ -60,6 +61,14 @@ class Places:
         """Parent of the instances' directories."""
         return self.configuration / "instances"
 
+    def file(self, instance_id: str, name: str) -> Path:
+        """Where a file of an instance is."""
+        return (self.drop_ins(instance_id) if name == ORDER else self.instances / instance_id) / name
+
+    def drop_ins(self, instance_id: str) -> Path:
+        """Directory of what is added to an instance's unit."""
+        return self.unit_file.parent / f"{unit_of(instance_id)}.d"
+
 
 class InstanceHost:
     """The instances of this host.
@@ -82,8 +91,8 @@ class InstanceHost:
         return {name: self._observe_one(name, states[unit_of(name)]) for name in sorted(ids)}
 
     def _observe_one(self, instance_id: str, unit: UnitState) -> Observed:
-        directory = self._places.instances / instance_id
-        files = {name: text for name in (CONFIG, ENVIRONMENT, RECORD) if (text := _read(directory / name)) is not None}
+        names = (CONFIG, ENVIRONMENT, RECORD, ORDER)
+        files = {name: text for name in names if (text := _read(self._places.file(instance_id, name))) is not None}
         try:
             resources = resources_of(json.loads(files.get(RECORD, "{}")))
         except (ValueError, AttributeError, TypeError):
@@ -108,8 +117,12 @@ class InstanceHost:
         kept = [step for step in steps if step.action != "remove"]
         for step in kept:
             for name, text in step.writes.items():
-                _write(self._places.instances / step.id / name, text)
-        if any(observed[step.id].unit.needs_reload for step in kept if step.id in observed):
+                if text:
+                    _write(self._places.file(step.id, name), text)
+                else:
+                    self._places.file(step.id, name).unlink(missing_ok=True)
+        outdated = any(observed[step.id].unit.needs_reload for step in kept if step.id in observed)
+        if outdated or any(ORDER in step.writes for step in kept):
             self._systemd.daemon_reload()
         self._systemd.enable([unit_of(step.id) for step in kept if step.enable])
         self._systemd.stop([unit_of(step.id) for step in kept if step.stop_first])
@@ -119,8 +132,8 @@ class InstanceHost:
     def _remove(self, ids: Sequence[str]) -> None:
         self._systemd.remove([unit_of(instance_id) for instance_id in ids])
         for instance_id in ids:
-            for parent in (*self._places.left_behind, self._places.instances):
-                path = parent / instance_id
+            parents = (*self._places.left_behind, self._places.instances)
+            for path in (self._places.drop_ins(instance_id), *(parent / instance_id for parent in parents)):
                 if path.is_symlink():
                     path.unlink()
                 elif path.exists():
@@ -140,6 +153,7 @@ class InstanceHost:
         """
         touched = {step.id for step in steps if step.action in ("start", "restart")}
         pending = {instance.id: listen_address(instance.files[CONFIG]) for instance in desired}
+        turns = {instance.id: 1 + len(instance.starts_after) for instance in desired}
         failures: dict[str, str] = {}
         began = time.monotonic()
         while pending:
@@ -154,8 +168,8 @@ class InstanceHost:
                     continue
                 if verdict == "up" and instance_id not in touched and elapsed_s > _HEALTH_GRACE_S:
                     verdict = "runs, but does not answer /health"
-                if verdict in ("up", "starting") and elapsed_s > limit_s:
-                    verdict = f"not healthy after {limit_s:.0f} s"
+                if verdict in ("up", "starting") and elapsed_s > limit_s * turns[instance_id]:
+                    verdict = f"not healthy after {limit_s * turns[instance_id]:.0f} s"
                 if verdict not in ("up", "starting"):
                     said = last_error(self._systemd.journal(unit_of(instance_id), state.invocation))
                     failures[instance_id] = f"{verdict}: {said}" if said else verdict

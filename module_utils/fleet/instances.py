@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 CONFIG, ENVIRONMENT, RECORD = "config.yaml", "environment", "instance.json"
+# A drop-in of the unit: engines on one GPU start one after the other, since each looks at what is free.
+ORDER = "starts-after.conf"
 _ID = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 # An engine that listens everywhere is asked on the loopback device.
 _REACHABLE_AS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
@@ -45,12 +47,15 @@ class Desired:
     Attributes:
         id: name of the instance and of its directory.
         files: contents by file name.
-        resources: GPU UUIDs and the port, which no two instances of a host may both hold.
+        resources: GPU UUIDs and the port; no two instances of a host hold the same port, and none the same GPU unless
+            they share it.
+        starts_after: instances on its GPU that start before it.
     """
 
     id: str
     files: Mapping[str, str]
     resources: frozenset[str]
+    starts_after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Step:
         id: the instance.
         action: ``none``, ``start``, ``restart`` or ``remove``.
         reasons: why, in words.
-        writes: files to write, contents by name.
+        writes: files to write, contents by name; those without contents are removed.
         enable: whether the unit has to be made to start at boot.
         stop_first: it gives up a GPU or port that another may be waiting for, so it stops before anything starts.
     """
@@ -116,13 +121,17 @@ def parse_desired(instances: Sequence[Mapping[str, Any]]) -> tuple[Desired, ...]
             ENVIRONMENT: str(item["environment"]),
             RECORD: json.dumps(record, indent=2, sort_keys=True) + "\n",
         }
+        starts_after = tuple(str(name) for name in (record.get("sharing") or {}).get("starts_after") or ())
+        if starts_after:
+            units = " ".join(map(unit_of, starts_after))
+            files[ORDER] = f"# One start at a time on the GPU that these share.\n[Unit]\nAfter={units}\n"
         resources = resources_of(record)
         for port in (name for name in resources if name.startswith("port ")):
             if port in ports:
                 where = f"instances[{number}].record.port"
                 raise FleetError(where, f"{instance_id} and {ports[port]} both have {port}")
             ports[port] = instance_id
-        desired[instance_id] = Desired(instance_id, files, resources)
+        desired[instance_id] = Desired(instance_id, files, resources, starts_after)
     return tuple(desired.values())
 
 
@@ -160,6 +169,9 @@ def decide(
         actual = observed.get(instance.id, Observed())
         writes = {name: text for name, text in instance.files.items() if actual.files.get(name) != text}
         reasons = [f"{name} changed" if name in actual.files else f"{name} is new" for name in writes]
+        for name in sorted(set(actual.files) - set(instance.files)):
+            writes[name] = ""
+            reasons.append(f"{name} is not needed any more")
         action = "none"
         if not actual.unit.running:
             action = "start"
@@ -190,7 +202,7 @@ def judge(state: UnitState, previous: UnitState, elapsed_s: float, *, touched: b
     """
     if touched and state.invocation == previous.invocation:
         # The job is still queued, or the old run is still draining.
-        over = state.active_state in ("inactive", "failed") and elapsed_s > _QUEUE_GRACE_S
+        over = not state.queued and state.active_state in ("inactive", "failed") and elapsed_s > _QUEUE_GRACE_S
         return "did not start" if over else "starting"
     if state.sub_state == "auto-restart" or state.restarts > (0 if touched else previous.restarts):
         return "died while starting"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 RunCommand = tuple[int, str, str]
 """Exit status, standard output, standard error."""
 
-_PROPERTIES = "Id,ActiveState,SubState,Result,NRestarts,UnitFileState,NeedDaemonReload,InvocationID,ExecMainStatus"
+_PROPERTIES = "Id,ActiveState,SubState,Result,NRestarts,UnitFileState,NeedDaemonReload,InvocationID,ExecMainStatus,Job"
 # "(EngineCore pid=12) ERROR 11-24 07:54:29 [core.py:1120] " in front of what the engine has to say.
 _LOG_PREFIX = re.compile(r"^(\([\w-]+ pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*\.)?[A-Z]\w*(Error|Exception|Exit)(\(.*\))?: \S|^[\w. -]+: error: \S")
@@ -36,6 +36,7 @@ class UnitState:
         enabled: whether it starts at boot.
         needs_reload: the unit file is newer than what systemd has read.
         invocation: id of the current or last run, for the journal.
+        queued: a start or stop waits for its turn.
     """
 
     active_state: str = "inactive"
@@ -45,6 +46,7 @@ class UnitState:
     enabled: bool = False
     needs_reload: bool = False
     invocation: str = ""
+    queued: bool = False
 
     @property
     def running(self) -> bool:
@@ -76,6 +78,7 @@ def parse_show(output: str) -> dict[str, UnitState]:
             enabled=values.get("UnitFileState") == "enabled",
             needs_reload=values.get("NeedDaemonReload") == "yes",
             invocation=values.get("InvocationID", ""),
+            queued=bool(int(values.get("Job") or 0)),
         )
     return states
 

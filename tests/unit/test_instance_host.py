@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fleet.instance_host import InstanceHost, Places
-from fleet.instances import CONFIG, ENVIRONMENT, decide, parse_desired, removals, unit_of
+from fleet.instances import CONFIG, ENVIRONMENT, ORDER, decide, parse_desired, removals, unit_of
 from fleet.systemd import Systemd
 
 HELPERS = Path(__file__).resolve().parents[2] / "roles" / "serving" / "files"
@@ -172,6 +172,31 @@ def test_removal_leaves_nothing(places, engine):
     assert [line.split()[0] for line in recorder.asked[-3:]] == ["stop", "disable", "reset-failed"]
     assert host.observe() == {}
     assert not [path for path in (*places.left_behind, places.instances) if path.exists()]
+
+
+def test_the_order_on_a_shared_gpu_is_a_drop_in_of_the_unit(places, engine):
+    recorder = Recorder()
+    host, (alone,) = InstanceHost(places, Systemd(recorder)), instances(engine)
+    record = {"port": engine, "sharing": {"ways": 2, "seat": 1, "starts_after": ["first-1"]}}
+    item = {
+        "id": "chat-1",
+        "config_yaml": alone.files[CONFIG],
+        "environment": alone.files[ENVIRONMENT],
+        "record": record,
+    }
+    sharing = parse_desired([item])
+    apply(host, sharing)
+    drop_in = places.unit_file.parent / "vllm@chat-1.service.d" / ORDER
+    assert "After=vllm@first-1.service" in drop_in.read_text().splitlines()
+    assert recorder.asked[0] == "daemon-reload"
+    assert host.observe()["chat-1"].files[ORDER] == sharing[0].files[ORDER]
+    record_start(host, places, sharing)
+    steps, _ = apply(host, [alone])
+    assert steps[0].action == "none"
+    assert not drop_in.exists()
+    apply(host, sharing)
+    host.apply(removals(["chat-1"], "is not in the plan"), host.observe())
+    assert not drop_in.parent.exists()
 
 
 def test_half_an_instance_is_seen(places):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from fleet.errors import FleetError
 from fleet.instances import (
+    ORDER,
     Desired,
     Observed,
     decide,
@@ -175,3 +176,33 @@ def test_restarts_of_long_ago_are_not_held_against_a_unit_that_was_left_alone():
     before = dataclasses.replace(RUNNING, restarts=3)
     assert judge(before, before, 1, touched=False) == "up"
     assert judge(dataclasses.replace(before, restarts=4), before, 1, touched=False) == "died while starting"
+
+
+def shared(name: str, port: int, *starts_after: str) -> dict:
+    one = item(name, port)
+    one["record"]["sharing"] = {"ways": 2, "seat": len(starts_after), "starts_after": list(starts_after)}
+    return one
+
+
+def test_engines_on_one_gpu_start_one_after_the_other():
+    first, second = desired(shared("a-1", 8100), shared("b-1", 8101, "a-1"))
+    assert ORDER not in first.files
+    assert "After=vllm@a-1.service" in second.files[ORDER].splitlines()
+    steps = decide([first, second], {}, digests(first, second))
+    assert ORDER in steps[1].writes
+
+
+def test_an_instance_that_no_longer_shares_its_gpu_waits_for_nobody():
+    (before,) = desired(shared("b-1", 8101, "a-1"))
+    (after,) = desired(item("b-1", 8101))
+    (step,) = decide([after], observed(before), digests(after))
+    assert step.writes[ORDER] == ""
+    assert step.action == "none"
+    documents = {document["after_header"]: document for document in diff_of([step], observed(before), "/etc/i")}
+    assert documents[f"/etc/i/b-1/{ORDER}"]["after"] == ""
+
+
+def test_a_start_that_waits_for_its_turn_is_not_given_up():
+    before = UnitState()
+    assert judge(UnitState(queued=True), before, 100.0, touched=True) == "starting"
+    assert judge(UnitState(), before, 100.0, touched=True) == "did not start"
