@@ -8,9 +8,10 @@ A step is composed of its kernels (``speed_kernels``), collectives (``speed_coll
 - Chunked prefill: a step takes the running sequences' tokens first and fills the rest of ``max_num_batched_tokens``
   with prompt tokens, which share the matrix products with decode and have attention of their own.
 - Routing to experts is even and independent, so that the expected number of distinct experts is read.
-- Pipeline: with S stages, S + 1 batches are in flight (vLLM schedules one ahead); the running sequences are split
-  evenly among them. A sequence's next token comes after its batch has passed all stages, or after all batches have
-  passed the slowest stage, whichever is later.
+- Pipeline: with S stages, S + 1 batches are in flight (vLLM schedules one ahead), and a sequence is in every S-th of
+  them (``decode_stagger`` in v1/core/sched/async_scheduler.py), so that the running sequences are split evenly among S
+  batches. A sequence's next token comes after its batch has passed all stages, or after all batches have passed the
+  slowest stage, whichever is later.
 - All ranks of a stage are equal.
 """
 
@@ -302,9 +303,8 @@ class SpeedModel:
         return self._through_pipeline(step, flights)
 
     def batches_in_flight(self, sequences: float) -> float:
-        """Batches that so many running sequences are spread over: one, or one more than the pipeline has stages."""
-        stages = len(self._stages)
-        return 1.0 if stages == 1 else min(stages + 1.0, max(1.0, sequences))
+        """Batches that so many running sequences are spread over: as many as the pipeline has stages."""
+        return min(float(len(self._stages)), max(1.0, sequences))
 
     def tpot_s(self, batch: int, prompt_tokens: int, output_tokens: int = 64) -> Time:
         """Mean step over output tokens 2 to ``output_tokens`` + 1, the whole batch running."""
