@@ -216,7 +216,6 @@ class QuantizeHost:
         if state.needs_reload:
             self._systemd.daemon_reload()
         directory = self._places.configuration / job.id
-        directory.mkdir(parents=True, exist_ok=True)
         self._places.baselines.mkdir(parents=True, exist_ok=True)
         document = {
             "schema": SCHEMA,
@@ -294,7 +293,6 @@ class QuantizeHost:
                 _replace(self._places.baselines / f"{name}.json", baseline.read_text(encoding="utf-8"))
         rejected = self._places.rejected / f"{job.id}.json"
         if why:
-            rejected.parent.mkdir(parents=True, exist_ok=True)
             _replace(rejected, json.dumps({**record, "why": why}, indent=1) + "\n")
         else:
             self._promote(job, directory / "checkpoint", record)
@@ -372,6 +370,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text, encoding="utf-8")
     temporary.chmod(0o644)
