@@ -48,7 +48,6 @@ _NOT_A_DRIVER = (
     "nvidia-fs*",
     "nvidia-texture-tools",
 )
-_STANZA = re.compile(r"^Package: (\S+)\n(.*?)(?=^Package: |\Z)", re.MULTILINE | re.DOTALL)
 _FIELD = re.compile(r"^(Status|Version|Architecture): (.*)$", re.MULTILINE)
 # Packages whose upstream version is the driver's own, one of which is in every driver.
 _CARRY_THE_VERSION = ("libnvidia-ml1*", "libnvidia-*-ml1", "libnvidia-compute*", "libcuda1", "nvidia-*-kernel-dkms")
@@ -93,11 +92,12 @@ def parse_status(text: str, patterns: Sequence[str] = ()) -> dict[str, Package]:
     """Parse dpkg's status file; see ``read_packages``."""
     wanted = _matcher(patterns) if patterns else None
     found: dict[str, Package] = {}
-    for stanza in _STANZA.finditer(text):
-        name = stanza[1]
-        if wanted is not None and not wanted.match(name):
+    for stanza in text.split("\n\n"):
+        # dpkg writes the name first.
+        name = stanza.lstrip("\n").partition("\n")[0].removeprefix("Package: ")
+        if not name or (wanted is not None and not wanted.match(name)):
             continue
-        fields = dict(_FIELD.findall(stanza[2]))
+        fields = dict(_FIELD.findall(stanza))
         words = fields.get("Status", "").split()
         if len(words) != 3:
             continue
@@ -105,6 +105,16 @@ def parse_status(text: str, patterns: Sequence[str] = ()) -> dict[str, Package]:
         key = name if name not in found else f"{name}:{fields.get('Architecture', 'foreign')}"
         found[key] = Package(key, fields.get("Version", ""), words[0], words[2])
     return found
+
+
+def without_holds(text: str) -> str:
+    """Return dpkg's status file without the holds on driver packages."""
+    stanzas = text.split("\n\n")
+    for position, stanza in enumerate(stanzas):
+        name = stanza.lstrip("\n").partition("\n")[0].removeprefix("Package: ")
+        if "\nStatus: hold " in stanza and is_driver(name):
+            stanzas[position] = stanza.replace("\nStatus: hold ", "\nStatus: install ", 1)
+    return "\n\n".join(stanzas)
 
 
 def upstream_of(version: str) -> str:

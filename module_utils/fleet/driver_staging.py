@@ -7,6 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from .driver_apt import Apt, Outcome, error_line, staged_options
+from .driver_packages import STATUS_FILE, without_holds
 from .driver_plan import VERSION_MARK
 from .errors import FleetError
 
@@ -21,6 +22,9 @@ _PREFERENCES = _APT + "preferences.d/"
 
 class Staging:
     """A copy of apt's sources, preferences and lists with the wanted files in it.
+
+    ``apt`` works on the host with that configuration. ``trial`` moreover sees no holds on driver packages: apt changes
+    a held package only where it is asked for by name, not as a dependency.
 
     Args:
         run: starts a program.
@@ -46,18 +50,18 @@ class Staging:
         (directory / "lists/partial").mkdir(exist_ok=True)
         for path in (directory.parent, directory, directory / "lists"):
             path.chmod(0o755)  # apt's unprivileged user reads there
-        self.apt = Apt(
-            run,
-            staged_options(
-                {
-                    "Dir::Etc::sourceparts": directory / "sources.list.d",
-                    "Dir::Etc::preferencesparts": directory / "preferences.d",
-                    "Dir::State::lists": directory / "lists",
-                    "Dir::Cache::pkgcache": directory / "pkgcache.bin",
-                    "Dir::Cache::srcpkgcache": directory / "srcpkgcache.bin",
-                }
-            ),
-        )
+        staged = {
+            "Dir::Etc::sourceparts": directory / "sources.list.d",
+            "Dir::Etc::preferencesparts": directory / "preferences.d",
+            "Dir::State::lists": directory / "lists",
+            "Dir::Cache::pkgcache": directory / "pkgcache.bin",
+            "Dir::Cache::srcpkgcache": directory / "srcpkgcache.bin",
+        }
+        self.apt = Apt(run, staged_options(staged))
+        status = directory / "status"
+        status.write_text(without_holds((root / STATUS_FILE).read_text(encoding="utf-8", errors="replace")))
+        caches = {"Dir::Cache::pkgcache": directory / "trial.bin", "Dir::State::status": status}
+        self.trial = Apt(run, staged_options({**staged, **caches}))
 
     def _stage(self, files: Mapping[str, str | None]) -> None:
         keys = {path: self._directory / path.rpartition("/")[2] for path in files if path.startswith(_APT + "keyrings")}

@@ -176,17 +176,17 @@ class _Attempt:
         # What was asked for by name before may be a dependency now: then it stays.
         old = superseded(self.wanted, self.record, self.packages)
         without = apt_arguments(self.wanted, self.record, self.packages, headers, version, needed=old)
-        needed = [step.name for step in self.staging.apt.simulate(*without) if step.new] if old and without else []
+        needed = [step.name for step in self.staging.trial.simulate(*without) if step.new] if old and without else []
         arguments = apt_arguments(self.wanted, self.record, self.packages, headers, version, needed=needed)
         if not arguments:
             return version, [], []
-        steps = self.staging.apt.simulate(*arguments)
+        steps = self.staging.trial.simulate(*arguments)
         guard(steps, self.packages, self.record, self.wanted, version)
         if download:
             for step in steps:
                 if step.old is not None:
                     self._secure_way_back(step.name, step.old)
-            self.staging.apt.get("--download-only", *arguments)
+            self.staging.trial.get("--download-only", *arguments)
         return version, arguments, steps
 
     def _is_offered(self, name: str) -> bool:
@@ -210,6 +210,8 @@ class _Attempt:
         self, version: str, arguments: Sequence[str], steps: Sequence[Step], files: Mapping[str, bytes | None]
     ) -> None:
         host, wanted = self.host, self.wanted
+        held_now = [name for name, one in self.packages.items() if one.want == "hold" and self._is_ours(name)]
+        host.apt.mark("unhold", held_now)
         if arguments:
             self.staging.apt.get(*arguments)
         installed = {*self.record.installed, *(step.name for step in steps if step.old is None)}
@@ -226,10 +228,7 @@ class _Attempt:
         _refuse_broken(packages)
         held = to_hold(packages) if wanted.packages else {}
         self._check_result(packages, version)
-        host.apt.mark(
-            "unhold", [name for name, one in packages.items() if one.want == "hold" and self._lets_go(name, held)]
-        )
-        host.apt.mark("hold", sorted(name for name in held if packages[name].want != "hold"))
+        host.apt.mark("hold", sorted(held))
         asked = dict.fromkeys([*wanted.packages, *(self.record.asked if wanted.beside else ())])
         record = Record(
             digest=wanted.digest,
@@ -250,8 +249,8 @@ class _Attempt:
         if faults:
             raise FleetError("kernel modules", "; ".join(faults))
 
-    def _lets_go(self, name: str, held: Mapping[str, str]) -> bool:
-        return name not in held and (name in self.record.packages or is_driver(name))
+    def _is_ours(self, name: str) -> bool:
+        return name in self.record.packages or is_driver(name)
 
     def _keep_archives(self) -> None:
         """Keep the package files of the installed driver: the next change may have to go back to them."""

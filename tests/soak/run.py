@@ -23,6 +23,7 @@ os.environ["L40S_LAB"] = "soak"
 sys.path.insert(0, str(ROOT / "molecule" / "site"))
 
 from downloads import downloads  # noqa: E402 (the lab's name has to be known before)
+from drivers import drivers  # noqa: E402
 from fleet_lab import Fleet, settled, working_copy  # noqa: E402
 
 
@@ -67,7 +68,7 @@ def kills(seed: int, count: int) -> dict:
     return {"seed": seed, "kills": figures}
 
 
-PARTS = {"kills": kills, "downloads": downloads}
+PARTS = {"kills": kills, "downloads": downloads, "drivers": drivers}
 
 
 def main() -> int:
