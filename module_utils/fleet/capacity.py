@@ -27,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import exp, inf, sqrt
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .capacity_steps import StepTable
 from .capacity_waits import deterministic_queue_wait, shared_step_wait
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from .speed import SpeedModel
 
 _ITERATIONS = 40
-_RATE_STEPS = 18
+_RATE_STEPS = 14
+# A rate this small a share of what saturates an instance shows what a lonely request gets.
+_LIGHT = 1e-3
 # The linear response leaves out what is not linear in it; simulations of 20 configurations (tests/bench) spread this
 # much wider, and have so many times the prompts behind.
 _SPREAD_FACTOR = 1.12
@@ -92,6 +94,16 @@ class Capacity:
     saturation_requests_per_second: float
 
 
+class _State(NamedTuple):
+    """Means at a rate. ``added_s`` is what a prompt adds to the steps beside it."""
+
+    rate: float
+    sequences: float
+    step_s: float
+    added_s: float
+    stable: bool
+
+
 class CapacityModel:
     """Capacity of one instance for one kind of request.
 
@@ -122,41 +134,51 @@ class CapacityModel:
         self.kv_limited = room < speed.options.max_num_seqs
         self.max_running_sequences = min(room, speed.options.max_num_seqs, max(1, self._budget - 1))
         self._steps = StepTable(speed, prompt_tokens, output_tokens, self.max_running_sequences)
+        self._decode_s: list[float] = []
 
     def capacity(self, objectives: Objectives) -> Capacity:
         """The largest request rate that keeps the objectives."""
         saturation = self.saturation_requests_per_second()
         low, high, limit = 0.0, saturation, "throughput"
-        light = self.load(saturation * 1e-3, objectives)
-        if self._violated(light, objectives) is not None:
-            return self._answer(0.0, "nothing fits", light, saturation)
-        best = light
+        if self.violated(_LIGHT * saturation, objectives) is not None:
+            return self._answer(0.0, "nothing fits", self.load(_LIGHT * saturation, objectives), saturation)
         for _ in range(_RATE_STEPS):
             middle = 0.5 * (low + high)
-            load = self.load(middle, objectives)
-            violated = self._violated(load, objectives)
+            violated = self.violated(middle, objectives)
             if violated is None:
-                low, best = middle, load
+                low = middle
             else:
                 high, limit = middle, violated
-        return self._answer(low, limit, best, saturation)
+        return self._answer(low, limit, self.load(low or _LIGHT * saturation, objectives), saturation)
 
     def load(self, requests_per_second: float, objectives: Objectives) -> Load:
         """Running sequences and times at a rate."""
-        rate = requests_per_second
-        sequences, mean_tpot_s, added_s, stable = self._fixed_point(rate)
-        if not stable:
-            return Load(rate, sequences, mean_tpot_s, inf, inf, stable=False)
+        state = self._state(requests_per_second)
+        if not state.stable:
+            return Load(state.rate, state.sequences, state.step_s, inf, inf, stable=False)
         share = objectives.percentile / 100.0
-        z = NormalDist().inv_cdf(min(max(share, 0.5), 0.9999))
-        tpot_s = self._tpot_quantile(rate, sequences, mean_tpot_s, added_s, z)
-        if self._output == 1:
-            tpot_s = mean_tpot_s = 0.0
-        waiting_s = self._slot_wait_quantile(rate, sequences, mean_tpot_s, added_s, share)
-        relaxed = (1.0 - self._elasticity(self._met(sequences), 0.15)) * (1.0 - min(rate * added_s, 0.97))
-        busy_row = self._steps.at(sequences + _BUSY_DEVIATIONS * sqrt(sequences / relaxed))
-        ttft_s = waiting_s + self._ttft_quantile(rate, busy_row, mean_tpot_s, share)
-        return Load(rate, sequences, mean_tpot_s, tpot_s, ttft_s, ttft_s < inf)
+        ttft_s = self._ttft_quantile(state, share)
+        mean_tpot_s = state.step_s if self._output > 1 else 0.0
+        tpot_s = self._tpot_quantile(state, share)
+        return Load(state.rate, state.sequences, mean_tpot_s, tpot_s, ttft_s, ttft_s < inf)
+
+    def violated(self, requests_per_second: float, objectives: Objectives) -> str | None:
+        """What does not hold at a rate, ``throughput``, ``tpot`` or ``ttft``; computes no more than that takes."""
+        state = self._state(requests_per_second)
+        share = objectives.percentile / 100.0
+        if not state.stable:
+            return "throughput"
+        if objectives.tpot_ms is not None and self._tpot_quantile(state, share) * 1e3 > objectives.tpot_ms:
+            return "tpot"
+        if objectives.ttft_ms is None:
+            return None if self._slot_wait_quantile(state, share) < inf else "throughput"
+        limit_s = objectives.ttft_ms * 1e-3
+        if self._ttft_bound(state, share) <= limit_s:
+            return None
+        ttft_s = self._ttft_quantile(state, share)
+        if ttft_s == inf:
+            return "throughput"
+        return "ttft" if ttft_s > limit_s else None
 
     def saturation_requests_per_second(self) -> float:
         """Rate at which work arrives as fast as it can be done, all sequences running."""
@@ -198,22 +220,12 @@ class CapacityModel:
             saturation_requests_per_second=saturation,
         )
 
-    @staticmethod
-    def _violated(load: Load, objectives: Objectives) -> str | None:
-        if not load.stable:
-            return "throughput"
-        if objectives.tpot_ms is not None and load.tpot_s * 1e3 > objectives.tpot_ms:
-            return "tpot"
-        if objectives.ttft_ms is not None and load.ttft_s * 1e3 > objectives.ttft_ms:
-            return "ttft"
-        return None
-
     def _met(self, sequences: float) -> float:
         """Sequences that a request finds beside itself, and itself: arrivals at random meet the mean."""
         return min(sequences + 1.0, float(self.max_running_sequences)) if self._output > 1 else 1.0
 
-    def _fixed_point(self, rate: float) -> tuple[float, float, float, bool]:
-        """Running sequences, mean step, time a prompt adds, and whether the queue is stable."""
+    def _state(self, rate: float) -> _State:
+        """Running sequences and mean times at a rate: Little's law, solved by iteration."""
         most = float(self.max_running_sequences)
         sequences = min(1.0, most)
         step_s = added_s = 0.0
@@ -232,7 +244,8 @@ class CapacityModel:
             sequences = following
         row = self._steps.at(self._met(sequences))
         backlog = rate * row.full_interval_s / row.full_step_prompts
-        return sequences, step_s, added_s, needed <= most and backlog < 1.0 and rate * added_s < 0.999
+        stable = needed <= most and backlog < 1.0 and rate * added_s < 0.999
+        return _State(rate, sequences, step_s, added_s, stable)
 
     def _elasticity(self, sequences: float, reach: float) -> float:
         """Relative change of a decode step over that of the running sequences, for a change of ``reach``."""
@@ -242,8 +255,12 @@ class CapacityModel:
         slope = (high.decode_s - low.decode_s) / (high.sequences - low.sequences)
         return min(slope * sequences / self._steps.at(sequences).decode_s, 0.95)
 
-    def _tpot_quantile(self, rate: float, sequences: float, mean_tpot_s: float, added_s: float, z: float) -> float:
-        met = self._met(sequences)
+    def _tpot_quantile(self, state: _State, share: float) -> float:
+        if self._output == 1:
+            return 0.0
+        rate, mean_tpot_s, added_s = state.rate, state.step_s, state.added_s
+        z = NormalDist().inv_cdf(min(max(share, 0.5), 0.9999))
+        met = self._met(state.sequences)
         busy = min(rate * added_s, 0.97)
         elasticity = self._elasticity(met, 0.15)
         # Excursions reach where a decode step may grow less than it does at the mean.
@@ -265,24 +282,54 @@ class CapacityModel:
         busy_row = self._steps.at(met + z * sqrt(met / relaxed))
         return min(quantile_s, max(busy_row.decode_s + self._steps.stages * busy_row.added_s[-1], mean_tpot_s))
 
+    def _decode_by_sequences(self) -> list[float]:
+        """Decode steps of 1, 2, ... sequences."""
+        if not self._decode_s:
+            self._decode_s = [self._steps.at(count).decode_s for count in range(1, self.max_running_sequences + 1)]
+        return self._decode_s
+
     def _prompt_s(self, row: StepRow) -> float:
         """From the start of a prompt's first batch to its token: all chunks pass one stage, the last passes all."""
         others = self._steps.stages - 1
         return (row.chunks + others) * row.interval_s + row.chunk_added_s + others * row.most_added_s
 
-    def _ttft_quantile(self, rate: float, row: StepRow, mean_tpot_s: float, share: float) -> float:
+    def _busy_row(self, state: _State) -> StepRow:
+        """What prompts meet that wait long: more running sequences than the mean."""
+        relaxed = (1.0 - self._elasticity(self._met(state.sequences), 0.15)) * (
+            1.0 - min(state.rate * state.added_s, 0.97)
+        )
+        return self._steps.at(state.sequences + _BUSY_DEVIATIONS * sqrt(state.sequences / relaxed))
+
+    def _ttft_bound(self, state: _State, share: float) -> float:
+        """No less than the TTFT, and cheaper: one prompt after another, and every other batch full of prompts."""
+        row = self._busy_row(state)
+        service_s = row.full_interval_s / row.full_step_prompts
+        queue_s = deterministic_queue_wait(state.rate, service_s, share)
+        full_s = row.full_interval_s + (self._steps.stages - 1) * row.added_s[-1]
+        prompt_s = self._prompt_s(row) + self._steps.stages * row.added_s[-1]
+        return self._speed.first_token_s + self._slot_wait_quantile(state, share) + queue_s + 2.0 * full_s + prompt_s
+
+    def _ttft_quantile(self, state: _State, share: float) -> float:
+        rate, row = state.rate, self._busy_row(state)
+        waiting_s = self._slot_wait_quantile(state, share)
+        if waiting_s == inf:
+            return inf
         first_token_s = self._speed.first_token_s
         stages = self._steps.stages
         if row.full_step_prompts >= 1.0:
             bundle = self._steps.bundle
             # A batch with prompts holds up a whole pipeline, unless it follows another one directly.
-            alone = 1.0 + (stages - 1) * exp(-rate * mean_tpot_s * (stages - 1) / stages)
-            return first_token_s + shared_step_wait(
-                rate / bundle,
-                [row.interval_s, *((row.interval_s + added_s) * alone for added_s in row.added_s[1:])],
-                [row.decode_s + stages * added_s for added_s in row.added_s],
-                row.full_step_prompts / bundle,
-                share,
+            alone = 1.0 + (stages - 1) * exp(-rate * state.step_s * (stages - 1) / stages)
+            return (
+                waiting_s
+                + first_token_s
+                + shared_step_wait(
+                    rate / bundle,
+                    [row.interval_s, *((row.interval_s + added_s) * alone for added_s in row.added_s[1:])],
+                    [row.decode_s + stages * added_s for added_s in row.added_s],
+                    row.full_step_prompts / bundle,
+                    share,
+                )
             )
         service_s = row.full_interval_s / row.full_step_prompts
         # Prompts that come before the batch of the last chunk is made fill it.
@@ -292,22 +339,21 @@ class CapacityModel:
         # The batch under way carries no prompts when nobody waits; the next was made when it began. Whoever comes while
         # prompts are computed waits for those, which began as late.
         rest_s = row.interval_s * (1.0 + (share if queue_s == 0.0 else 0.5))
-        return first_token_s + queue_s + rest_s + self._prompt_s(row)
+        return waiting_s + first_token_s + queue_s + rest_s + self._prompt_s(row)
 
-    def _slot_wait_quantile(
-        self, rate: float, sequences: float, mean_tpot_s: float, added_s: float, share: float
-    ) -> float:
+    def _slot_wait_quantile(self, state: _State, share: float) -> float:
         """Wait for a free slot when the room for sequences is nearly used up."""
-        most = self.max_running_sequences
+        most, sequences, rate, added_s = self.max_running_sequences, state.sequences, state.rate, state.added_s
         if sequences + 5.0 * sqrt(sequences) < most or self._output == 1:
             return 0.0
         weights = [1.0]
         decode_tokens = max(self._output - 1, 1)
         speeds: list[float] = [inf]
+        decode_s = self._decode_by_sequences()
         speed = 0.0
         for count in range(1, 4 * most + 64):
             if count <= most:
-                speed = count / (decode_tokens * self._steps.at(count).decode_s + count * added_s)
+                speed = count / (decode_tokens * decode_s[count - 1] + count * added_s)
             speeds.append(speed)
             weights.append(weights[-1] * rate / speeds[-1])
             if count > most and weights[-1] < 1e-7 * max(weights):

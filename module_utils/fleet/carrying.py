@@ -82,13 +82,7 @@ class Carrying:
         model = self._model(facts, gpu, options, kv_cache_tokens, traffic)
         if isinstance(model, FleetError):
             return False
-        load = model.load(requests_per_second, traffic.objectives)
-        asked = traffic.objectives
-        return (
-            load.stable
-            and (asked.ttft_ms is None or load.ttft_s * 1e3 <= asked.ttft_ms)
-            and (asked.tpot_ms is None or load.tpot_s * 1e3 <= asked.tpot_ms)
-        )
+        return model.violated(requests_per_second, traffic.objectives) is None
 
     def capacity(
         self, facts: ModelFacts, gpu: GpuModel, options: EngineOptions, kv_cache_tokens: int, traffic: Traffic
