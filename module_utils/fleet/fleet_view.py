@@ -36,6 +36,7 @@ class FleetView:
         self.frozen = frozen
         self._excluded = {name: host.excluded_uuids() for name, host in self.hosts.items()}
         self._gpus = {(host.name, gpu.uuid): gpu for host in self.hosts.values() for gpu in host.gpus}
+        self._usable = {host.name: self._usable_of(host) for host in self.hosts.values()}
         self.rooms = {name: self._room(host) for name, host in self.hosts.items() if name not in frozen}
 
     def gpu(self, host: str, uuid: str) -> Gpu | None:
@@ -49,12 +50,12 @@ class FleetView:
     def usable_gpus(self, hosts: Sequence[HostDocument]) -> tuple[dict[str, GpuModel], dict[str, int]]:
         """Kinds of usable GPUs on these hosts by name, and the most of each kind on one host."""
         kinds: dict[str, GpuModel] = {}
-        most: Counter[str] = Counter()
+        most: dict[str, int] = {}
         for host in hosts:
-            models = [gpu.model for gpu in host.gpus if gpu.model is not None and self._is_usable(host, gpu)]
-            kinds |= {model.kind: model for model in models}
-            most |= Counter(model.kind for model in models)
-        return kinds, dict(most)
+            for kind, (model, count) in self._usable[host.name].items():
+                kinds[kind] = model
+                most[kind] = max(most.get(kind, 0), count)
+        return kinds, most
 
     def why_unusable(self, host: str, uuid: str) -> tuple[Cause | None, str]:
         """Why an instance cannot go on using a GPU; no cause when it can."""
@@ -89,6 +90,13 @@ class FleetView:
             if host.provisional:
                 notes.append(f"{host.name} is planned from a PCI scan, before its driver confirmed the GPUs.")
         return tuple(notes)
+
+    def _usable_of(self, host: HostDocument) -> dict[str, tuple[GpuModel, int]]:
+        """Kinds of usable GPUs of a host, and how many of each."""
+        models = [gpu.model for gpu in host.gpus if gpu.model is not None and self._is_usable(host, gpu)]
+        by_kind = {model.kind: model for model in models}
+        counts = Counter(model.kind for model in models)
+        return {kind: (model, counts[kind]) for kind, model in by_kind.items()}
 
     def _is_usable(self, host: HostDocument, gpu: Gpu) -> bool:
         return gpu.blocked is None and gpu.model is not None and gpu.uuid not in self._excluded[host.name]

@@ -16,7 +16,7 @@ from .placement_run import Placing
 from .placement_wide import add_wide
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .placement_problem import Decision, HostRoom, Standing, Wish
 
@@ -28,6 +28,7 @@ def decide(
     *,
     optimize: bool = False,
     draft: bool = False,
+    last_resorts: Callable[[], Sequence[Wish]] | None = None,
 ) -> Decision:
     """Place every replica.
 
@@ -38,6 +39,8 @@ def decide(
         optimize: run for the best packing; what runs may be moved for it.
         draft: when there is no room for all, do not look for the best way to carry a part, and move nothing for it: the
             caller asks again with more shapes.
+        last_resorts: gives the same wishes with parts of GPUs and shapes over several hosts; asked only where something
+            is left otherwise.
     """
     placing = Placing(wishes, hosts, standing, optimize=optimize)
     for state in placing.order:
@@ -50,7 +53,8 @@ def decide(
     placing.settle()
     if not draft and not optimize:
         repair(placing)
-        if any(state.wish.shared_shapes for state in placing.order):
+        if last_resorts is not None and any(not state.tally.complete for state in placing.order):
+            placing.offer(last_resorts())
             repair(placing, sharing=True)
     add_wide(placing)
     return placing.decision()

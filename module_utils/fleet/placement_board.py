@@ -21,6 +21,10 @@ class Board:
         self._free_counts = {host.name: len(host.gpus) for host in hosts}
         self._on_host: dict[str, list[Placed]] = {host.name: [] for host in hosts}
 
+    def offer(self, wishes: Sequence[Wish]) -> None:
+        """Know the same models with more shapes."""
+        self._wishes = {wish.model: wish for wish in wishes}
+
     def placed(self) -> set[Placed]:
         """Everything that stands."""
         return {place for holders in self._holders.values() for place in holders}

@@ -49,7 +49,7 @@ class IntegerProgram:
         linear.coeffs.extend(list(merged.values()))
         linear.domain.extend([-_NO_BOUND if least is None else least, _NO_BOUND if most is None else most])
 
-    def minimize(self, terms: Iterable[tuple[int, int]]) -> bool:
+    def minimize(self, terms: Iterable[tuple[int, int]], *, share_of_time: float = 1.0) -> bool:
         """Look for the least sum; ``value`` then gives the solution. Returns whether there is one."""
         merged = _merged(terms)
         self._proto.clear_objective()
@@ -59,7 +59,7 @@ class IntegerProgram:
         parameters.num_workers = 1
         parameters.random_seed = 1
         parameters.interleave_search = False
-        parameters.max_deterministic_time = self._deterministic_time
+        parameters.max_deterministic_time = self._deterministic_time * share_of_time
         parameters.relative_gap_limit = self.relative_gap
         run = solver.SolveWrapper()
         run.set_parameters(parameters)

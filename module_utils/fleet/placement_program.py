@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # A model's need in units that the integer program counts in.
 UNITS = 10**6
 _DETERMINISTIC_TIME = 2.0
+# Where not all is carried, so much of that time is given to what comes after carrying as much as possible.
+_REFINING = 0.25
 # Programs with fewer counts than this are solved to the end, larger ones until they are this close.
 _SMALL = 100
 _RELATIVE_GAP = 0.002
@@ -82,10 +84,10 @@ class SizingProgram:
             self._program.fix(terms)
             found = self._solution()
             least = self._smallest_share(asks)
-            if least is not None and self._program.minimize([(least, -1)]):
+            if least is not None and self._program.minimize([(least, -1)], share_of_time=_REFINING):
                 self._program.fix([(least, -1)])
                 found = self._solution()
-        return self._cheapest() or found
+        return self._cheapest(share_of_time=_REFINING) or found
 
     def _smallest_share(self, asks: Sequence[Ask]) -> int | None:
         """A variable that is at most every share; None when there are no two that could be balanced."""
@@ -98,17 +100,17 @@ class SizingProgram:
             self._program.constrain([(least, 1), (variable, -1)], most=UNITS - most)
         return least
 
-    def _cheapest(self) -> Solution | None:
+    def _cheapest(self, share_of_time: float = 1.0) -> Solution | None:
         """Least in a less faithful precision, then fewest GPUs."""
         sacrifices = {ask.wish.model: ask.wish.sacrifices for ask in self._asks}
         less_faithful = [
             (count, shape.gpus) for (model, shape, _), count in self._counts.items() if shape in sacrifices[model]
         ]
         if less_faithful:
-            if not self._program.minimize(less_faithful):
+            if not self._program.minimize(less_faithful, share_of_time=share_of_time):
                 return None
             self._program.fix(less_faithful)
-        return self._solution() if self._program.minimize(self._cost()) else None
+        return self._solution() if self._program.minimize(self._cost(), share_of_time=share_of_time) else None
 
     # -- the program ----------------------------------------------------------------------------------------------
 

@@ -278,6 +278,13 @@ class Placing:
                     found.append((name, *lack))
         return tuple(found)
 
+    def offer(self, wishes: Sequence[Wish]) -> None:
+        """Go on with more shapes to choose from."""
+        self.board.offer(wishes)
+        for wish in wishes:
+            state = self.by_model[wish.model]
+            state.wish = state.tally.wish = wish
+
     def take_new(self, state: State, place: Placed) -> None:
         """Put a replica on free GPUs that were chosen for it."""
         standing, cause = state.name_for(place.host, place.gpus)

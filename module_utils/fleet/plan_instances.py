@@ -65,6 +65,7 @@ def plan_instances(
         for host in one.hosts:
             ports.setdefault(host, set()).add(one.port)
     result = list(untouchable)
+    memories: dict[int, dict[str, Any]] = {}
     totals = {name: sum(ready.wish.carried_elsewhere) for name, ready in prepared.items() if ready.wish}
     for placed in decision.placed:
         totals[placed.model] += capacity[placed.model].get(placed.shape, 0.0)
@@ -95,6 +96,7 @@ def plan_instances(
                 total=totals[placed.model],
                 view=view,
                 configurations=configurations,
+                memories=memories,
             )
         )
     return _with_start_order(result)
@@ -127,6 +129,7 @@ def _instance(
     total: float,
     view: FleetView,
     configurations: Configurations,
+    memories: dict[int, dict[str, Any]],
 ) -> Instance:
     model, request = prepared.model, prepared.model.request
     gpu = view.gpu(placed.host, placed.gpus[0])
@@ -138,9 +141,11 @@ def _instance(
         path = f"{MODELS_DIRECTORY}/{request.name}-{model.checkpoint.digest[:_DIGEST_CHARACTERS]}"
     else:
         path = request.repository or request.source_path or request.source
-    memory: dict[str, Any] = found.estimate.to_document()
-    del memory["ranks"]
-    memory["unknown"] = list(found.estimate.unknown)
+    # Instances of one configuration are alike, and there may be thousands.
+    if id(found) not in memories:
+        memories[id(found)] = found.estimate.to_document()
+        del memories[id(found)]["ranks"]
+        memories[id(found)]["unknown"] = list(found.estimate.unknown)
     # Requests are shared out by capacity, as the gateway weighs the instances.
     demand = prepared.wish.demand if prepared.wish else None
     share = min(1.0, demand / total) * capacity if demand is not None and total > 0.0 else 0.0
@@ -158,7 +163,7 @@ def _instance(
         engine_args=instance_engine_args(request, found.options, path),
         env={**request.env, "CUDA_VISIBLE_DEVICES": ",".join(placed.gpus)} if not placed.further else dict(request.env),
         port=port,
-        memory=memory,
+        memory=dict(memories[id(found)]),
         speed=speed,
         reasons=(
             place,

@@ -19,7 +19,7 @@ from .plan_gpus import links_document
 from .plan_instances import plan_instances
 from .refusals import short_of_room
 from .running import split_current, standing_of, why_stranded
-from .wishes import capacity_of, prepare
+from .wishes import capacity_of, last_resorts, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from .configurations import ResolvedModel
     from .hardware import GpuModel
     from .host_document import HostDocument
-    from .placement_problem import Decision, Placed, Shape, Standing, Wish
+    from .placement_problem import Decision, HostRoom, Placed, Shape, Standing, Wish
     from .plan_document import Instance, Refusal
     from .wishes import Prepared
 
 DEFAULT_PORT_BASE = 8100
 # A packing on fewer GPUs is looked for when more than this share of them might be saved.
 _WORTH_MOVING = 0.01
+_SMALL_FLEET_GPUS = 64
 
 
 def make_plan(
@@ -74,9 +75,6 @@ def make_plan(
     answer = question.answer({}, optimize=optimize)
     if answer.decision.shortages and question.may_be_less_precise:
         answer = _less_precise(question, optimize=optimize)
-    if question.has_last_resorts(answer):
-        # GPUs are shared and hosts joined only where something would be left otherwise.
-        answer = _less_precise(question, optimize=optimize, last_resort=True)
     instances = plan_instances(
         answer.decision,
         answer.prepared,
@@ -99,14 +97,14 @@ def make_plan(
     )
 
 
-def _less_precise(question: _Question, *, optimize: bool, last_resort: bool = False) -> _Answer:
+def _less_precise(question: _Question, *, optimize: bool) -> _Answer:
     """Precision is given up only where demand would be left otherwise, and only by as few models as will do.
 
     All new replicas of a model that does are alike, in the least faithful precision that any of them needs; the others
     do not even consider it.
     """
     everyone = dict.fromkeys(question.models, LESS_FAITHFUL)
-    all_may = question.answer(everyone, optimize=optimize, last_resort=last_resort)
+    all_may = question.answer(everyone, optimize=optimize)
     giving_up: dict[str, str] = {}
     for one in all_may.decision.placed:
         wish = all_may.prepared[one.model].wish
@@ -115,9 +113,7 @@ def _less_precise(question: _Question, *, optimize: bool, last_resort: bool = Fa
             giving_up[one.model] = max(names, key=LESS_FAITHFUL.index)
     if not giving_up:
         return all_may
-    few_do = question.answer(
-        {name: (used,) for name, used in giving_up.items()}, optimize=optimize, last_resort=last_resort, settled=True
-    )
+    few_do = question.answer({name: (used,) for name, used in giving_up.items()}, optimize=optimize, settled=True)
     return few_do if few_do.lacking <= all_may.lacking else all_may
 
 
@@ -176,16 +172,6 @@ class _Question:
     engine_version: str
     multi_node: bool
 
-    def has_last_resorts(self, answer: _Answer) -> bool:
-        """Whether something is left that sharing GPUs or joining hosts might carry."""
-        if answer.decision.shortages:
-            return any(
-                model.request.placement.share_gpus != "never" or model.request.placement.allow_multi_node
-                for model in self.models.values()
-            )
-        refused = (ready.model.request for ready in answer.prepared.values() if ready.wish is None and ready.refusal)
-        return self.multi_node and any(request.placement.allow_multi_node for request in refused)
-
     @property
     def may_be_less_precise(self) -> bool:
         """Whether any model may use a less faithful precision."""
@@ -196,7 +182,6 @@ class _Question:
         precisions: Mapping[str, Sequence[str]],
         *,
         optimize: bool,
-        last_resort: bool = False,
         settled: bool = False,
     ) -> _Answer:
         """Decide.
@@ -204,7 +189,6 @@ class _Question:
         Args:
             precisions: less faithful ones that a model may use, by model.
             optimize: move what runs if that places more, or the same on fewer GPUs.
-            last_resort: offer shared GPUs and joined hosts as well.
             settled: it is decided who uses those precisions: these models use no other.
         """
         prepared = {
@@ -216,17 +200,13 @@ class _Question:
                 self.engine_version,
                 precisions=precisions.get(name, ()) if _chooses_precision(model) else (),
                 settled=settled and name in precisions,
-                last_resort=last_resort,
                 multi_node=self.multi_node,
             )
             for name, model in self.models.items()
         }
         standing: list[Standing] = []
         why_leaving: dict[str, str] = {}
-        candidates = {
-            name: {one.shape: one for one in (*ready.configurations, *ready.last_resorts)}
-            for name, ready in prepared.items()
-        }
+        candidates = {name: {one.shape: one for one in ready.configurations} for name, ready in prepared.items()}
         for one in sorted(self.touchable.values(), key=lambda one: id_order(one.id)):
             ready = prepared.get(one.model)
             if ready is None or ready.wish is None:
@@ -239,24 +219,32 @@ class _Question:
                 found = self._running(now, ready.model)
                 if found is not None:
                     candidates[one.model][now.shape] = found
-        wishes = [
-            replace(
-                ready.wish,
-                capacity={shape: one.capacity_requests_per_s or 0.0 for shape, one in candidates[name].items()},
-                host_memory={
-                    shape: host_memory_bytes(shape, ready.model.request.engine_args) for shape in candidates[name]
-                },
-                sacrifices=frozenset() if settled else ready.wish.sacrifices,
+        wishes = {
+            name: _with_candidates(
+                replace(ready.wish, sacrifices=frozenset() if settled else ready.wish.sacrifices),
+                ready.model,
+                candidates[name],
             )
             for name, ready in prepared.items()
             if ready.wish is not None
-        ]
+        }
+
+        def resorts() -> list[Wish]:
+            for name, wish in wishes.items():
+                model = self.models[name]
+                parts, wide = last_resorts(model, self.view, self.configurations, multi_node=self.multi_node)
+                candidates[name] |= {one.shape: one for one in (*parts, *wide) if one.shape not in candidates[name]}
+                shared, over_hosts = (tuple(one.shape for one in found) for found in (parts, wide))
+                offered = replace(wish, shared_shapes=shared, wide_shapes=over_hosts)
+                wishes[name] = _with_candidates(offered, model, candidates[name])
+            return list(wishes.values())
+
         rooms = list(self.view.rooms.values())
-        draft = not precisions and not last_resort and self.may_be_less_precise
-        decision = decide(wishes, rooms, standing, draft=draft)
+        draft = not precisions and self.may_be_less_precise
+        decision = decide(list(wishes.values()), rooms, standing, draft=draft, last_resorts=resorts)
         improvement = None
-        if standing and not (draft and decision.shortages) and _may_improve(decision, wishes, candidates):
-            best = decide(wishes, rooms, standing, optimize=True)
+        if standing and not (draft and decision.shortages) and _may_improve(decision, wishes, candidates, rooms):
+            best = decide(list(wishes.values()), rooms, standing, optimize=True)
             if _score(best, wishes) < _score(decision, wishes):
                 improvement = {
                     "replicas_more": decision.missing - best.missing,
@@ -288,26 +276,42 @@ def _chooses_precision(model: ResolvedModel) -> bool:
     return model.request.demand is not None and bool(less_faithful(model))
 
 
+def _with_candidates(wish: Wish, model: ResolvedModel, candidates: Mapping[Shape, Configuration]) -> Wish:
+    """The wish with what each candidate carries and takes."""
+    arguments = model.request.engine_args
+    return replace(
+        wish,
+        capacity={shape: one.capacity_requests_per_s or 0.0 for shape, one in candidates.items()},
+        host_memory={shape: host_memory_bytes(shape, arguments) for shape in candidates},
+    )
+
+
 def _may_improve(
-    decision: Decision, wishes: Sequence[Wish], candidates: Mapping[str, Mapping[Shape, Configuration]]
+    decision: Decision,
+    wishes: Mapping[str, Wish],
+    candidates: Mapping[str, Mapping[Shape, Configuration]],
+    rooms: Sequence[HostRoom],
 ) -> bool:
     """Whether more moves could carry more, or the same on fewer GPUs."""
     if decision.shortages:
-        return True
-    restricted = {wish.model: restricted_shapes(wish, candidates[wish.model]) for wish in wishes}
-    needs = [Need(wish, tuple(candidates[wish.model]), restricted[wish.model]) for wish in wishes]
+        free = sum(len(gpus) for gpus in decision.free.values())
+        # A large fleet that is all but full is not made to carry much more.
+        gpus = sum(len(room.gpus) for room in rooms)
+        return gpus <= _SMALL_FLEET_GPUS or free > gpus * _WORTH_MOVING
+    restricted = {name: restricted_shapes(wish, candidates[name]) for name, wish in wishes.items()}
+    needs = [Need(wish, tuple(candidates[name]), restricted[name]) for name, wish in wishes.items()]
     parts = sum(one.shape.parts for one in decision.placed if one.shape in restricted[one.model])
     bound = fewest_gpus_in_all(needs, restricted_parts=parts)
     return decision.gpus_used > bound * (1.0 + _WORTH_MOVING)
 
 
-def _score(decision: Decision, wishes: Sequence[Wish]) -> tuple[object, ...]:
+def _score(decision: Decision, wishes: Mapping[str, Wish]) -> tuple[object, ...]:
     return (*_lacking(decision, wishes), decision.gpus_used)
 
 
-def _lacking(decision: Decision, wishes: Sequence[Wish]) -> tuple[object, ...]:
-    lacking: dict[int, list[float]] = {wish.priority: [0.0, 0.0, 0.0] for wish in wishes}
-    priorities = {wish.model: wish.priority for wish in wishes}
+def _lacking(decision: Decision, wishes: Mapping[str, Wish]) -> tuple[object, ...]:
+    lacking: dict[int, list[float]] = {wish.priority: [0.0, 0.0, 0.0] for wish in wishes.values()}
+    priorities = {name: wish.priority for name, wish in wishes.items()}
     for one in decision.shortages:
         row = lacking[priorities[one.model]]
         row[0] += one.missing

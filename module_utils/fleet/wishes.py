@@ -36,7 +36,6 @@ class Prepared:
         pins: position in models.yml of each pin of the wish.
         refusal: why it cannot be placed, or, beside a wish, why it is placed although its objectives do not hold; None
             also when replicas on frozen hosts are all that is wanted.
-        last_resorts: parts of a GPU and configurations over several hosts, where these were asked for.
     """
 
     model: ResolvedModel
@@ -46,7 +45,6 @@ class Prepared:
     wish: Wish | None = None
     pins: tuple[int, ...] = ()
     refusal: Refusal | None = None
-    last_resorts: tuple[Configuration, ...] = ()
 
 
 def prepare(
@@ -58,7 +56,6 @@ def prepare(
     *,
     precisions: Sequence[str] = (),
     settled: bool = False,
-    last_resort: bool = False,
     multi_node: bool = True,
 ) -> Prepared:
     """Make a request ready for the decision.
@@ -71,7 +68,6 @@ def prepare(
         engine_version: vLLM's version.
         precisions: less faithful ones that a model with a demand may use, as ``Shape.precision`` has them.
         settled: it uses no other.
-        last_resort: offer shared GPUs and several hosts as well, as far as placement allows them.
         multi_node: whether instances over several hosts may be planned at all.
     """
     request = model.request
@@ -102,11 +98,9 @@ def prepare(
             demand = None
     if not fitting:
         fitting, misfits = _all_kinds(kinds, lambda kind: configurations.smallest(model, kinds[kind], most[kind]))
-    several = multi_node and request.placement.allow_multi_node
-    parts: tuple[Configuration, ...] = ()
     wide: tuple[Configuration, ...] = ()
-    if last_resort:
-        parts, wide = _last_resorts(model, view, configurations, eligible, several=several)
+    if not fitting and multi_node:
+        wide = _over_hosts(model, view, configurations, eligible)
     if not fitting and not wide:
         # What runs on hosts that were not reached goes on, whatever the model has become since.
         if len(frozen_hosts) < target:
@@ -129,47 +123,47 @@ def prepare(
         model=request.name,
         priority=request.priority,
         count=max(0, target - len(frozen_hosts)),
-        shapes=tuple(one.shape for one in fitting),
+        shapes=tuple(one.shape for one in fitting if one not in wide),
         hosts=frozenset(host.name for host in eligible if view.may_get_more(host)),
         pins=pins,
         spread=request.placement.spread_over_hosts,
         min_hosts=1 + request.availability.hosts_lost,
         elsewhere=tuple(frozen_hosts),
         demand=demand,
-        capacity={one.shape: one.capacity_requests_per_s or 0.0 for one in (*fitting, *parts, *wide)},
+        capacity={one.shape: one.capacity_requests_per_s or 0.0 for one in (*fitting, *wide)},
         most=None if maximum is None else max(0, maximum - len(frozen_hosts)),
         sacrifices=_sacrifices(fitting),
         carried_elsewhere=tuple(capacity_of(one) for one in frozen),
-        shared_shapes=tuple(one.shape for one in parts),
         wide_shapes=tuple(one.shape for one in wide),
         checkpoint_bytes=checkpoint_bytes(model),
         stored_on=frozenset(host for one in running if one.checkpoint == model.checkpoint for host in one.hosts),
     )
-    return Prepared(model, target, fitting, misfits, wish, positions, refusal, (*parts, *wide))
+    return Prepared(model, target, fitting or wide, misfits, wish, positions, refusal)
 
 
-def _last_resorts(
-    model: ResolvedModel,
-    view: FleetView,
-    configurations: FleetConfigurations,
-    eligible: Sequence[HostDocument],
-    *,
-    several: bool,
+def last_resorts(
+    model: ResolvedModel, view: FleetView, configurations: FleetConfigurations, *, multi_node: bool
 ) -> tuple[tuple[Configuration, ...], tuple[Configuration, ...]]:
-    """Parts of a GPU, and configurations over several hosts, of every kind of GPU that may be used."""
+    """Parts of a GPU, and configurations over several hosts, as far as placement allows them."""
+    placement = model.request.placement
+    eligible = [host for host in view.hosts.values() if why_ineligible(model.request, host) is None]
     parts: list[Configuration] = []
-    wide: list[Configuration] = []
-    may_share = model.request.placement.share_gpus != "never" and not any(
-        pin.gpus for pin in model.request.placement.pins
-    )
-    open_hosts = [host for host in eligible if view.may_get_more(host)]
-    for name, gpu in sorted(view.usable_gpus(eligible)[0].items()):
-        if may_share:
+    if placement.share_gpus != "never" and not any(pin.gpus for pin in placement.pins):
+        for _, gpu in sorted(view.usable_gpus(eligible)[0].items()):
             parts += configurations.parts(model, gpu)
-        if several:
+    return tuple(parts), _over_hosts(model, view, configurations, eligible) if multi_node else ()
+
+
+def _over_hosts(
+    model: ResolvedModel, view: FleetView, configurations: FleetConfigurations, eligible: Sequence[HostDocument]
+) -> tuple[Configuration, ...]:
+    wide: list[Configuration] = []
+    if model.request.placement.allow_multi_node:
+        open_hosts = [host for host in eligible if view.may_get_more(host)]
+        for name, gpu in sorted(view.usable_gpus(open_hosts)[0].items()):
             counts = [sum(one.kind == name for one in view.rooms[host.name].gpus) for host in open_hosts]
             wide += configurations.over_hosts(model, gpu, counts)
-    return tuple(parts), tuple(wide)
+    return tuple(wide)
 
 
 def capacity_of(one: Instance) -> float:
