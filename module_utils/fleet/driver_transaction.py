@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from .driver_snapshot import Snapshot
 
 
+# What was installed for the driver's sake goes with it, also where something recommends it that did without it before.
+_NOTHING_BUT_DEPENDS = ("-o=APT::AutoRemove::RecommendsImportant=false", "-o=APT::AutoRemove::SuggestsImportant=false")
+
+
 @dataclass(frozen=True)
 class DriverHost:
     """A host whose driver is changed.
@@ -217,7 +221,7 @@ class _Attempt:
         installed = {*self.record.installed, *(step.name for step in steps if step.old is None)}
         left_over = [
             step.name
-            for step in host.apt.simulate("autoremove")
+            for step in host.apt.simulate("autoremove", *_NOTHING_BUT_DEPENDS)
             if step.new is None and (step.name in installed or is_driver(step.name))
         ]
         if left_over:
@@ -255,8 +259,11 @@ class _Attempt:
     def _keep_archives(self) -> None:
         """Keep the package files of the installed driver: the next change may have to go back to them."""
         kept = self.host.archives[0]
+        if not self.wanted.packages:
+            shutil.rmtree(kept, ignore_errors=True)
+            return
         kept.mkdir(parents=True, exist_ok=True)
-        held = to_hold(read_packages(self.host.root)) if self.wanted.packages else {}
+        held = to_hold(read_packages(self.host.root))
         found = [find_archive(self.host.archives, name, version) for name, version in held.items()]
         names = {path.name for path in found if path is not None}
         for path in found:
