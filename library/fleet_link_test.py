@@ -37,6 +37,10 @@ options:
     description: Test again, whatever is kept.
     type: bool
     default: false
+  required:
+    description: Fail where no test can be made now. Otherwise the module says why in C(refusal) and does nothing.
+    type: bool
+    default: true
   timeout_s:
     description: Seconds that a GPU or a pair may take; a group may take twice as long.
     type: float
@@ -87,7 +91,7 @@ ran:
 result:
   description:
     - What is kept. C(gpus), C(pairs) and C(groups) each have a C(reason) or C(failure) where they failed.
-    - Null in check mode, where a test is due.
+    - Null in check mode, where a test is due, and where none could be made.
   returned: success
   type: dict
   sample:
@@ -102,6 +106,10 @@ result:
       - {a: GPU-a, b: GPU-b, p2p: failed, reason: "no answer within 60 s: it hangs", bytes_per_s: null}
     groups: [{gpus: 2, uuids: [GPU-a, GPU-c], failure: null}]
     all_reduce: [{gpus: 2, bytes: 1024, seconds: 0.00002}]
+refusal:
+  description: Why no test could be made, where none is required.
+  returned: when there is a reason
+  type: str
 msg:
   description: Why no test could be made.
   returned: failure
@@ -131,6 +139,7 @@ def main() -> None:
             "engine_directory": {"type": "path", "required": True},
             "backend": {"type": "str", "choices": ["nccl", "gloo"], "default": "nccl"},
             "force": {"type": "bool", "default": False},
+            "required": {"type": "bool", "default": True},
             "timeout_s": {"type": "float", "default": 60},
             "largest_bytes": {"type": "int", "default": 268435456},
             "result_path": {"type": "path", "default": "/var/lib/l40s-fleet/link_test.json"},
@@ -145,8 +154,10 @@ def main() -> None:
     if kept is not None and not given["force"]:
         module.exit_json(changed=False, ran=False, result=kept)
     refusal = why_not_now(document)
-    if refusal is not None:
+    if refusal is not None and given["required"]:
         module.fail_json(msg=f"link test: {refusal}")
+    if refusal is not None:
+        module.exit_json(changed=False, ran=False, result=None, refusal=refusal)
     engine = Path(given["engine_directory"])
     if module.check_mode:
         module.exit_json(changed=True, ran=False, result=None)
