@@ -107,6 +107,8 @@ def legend_words(curve: Curve) -> str:
     words.append(f"Decode peaks at {_at(curve.peak)}.")
     limit = "the KV cache" if curve.room_is_kv else "max_num_seqs"
     words.append(f"Room for {curve.room:,} sequences, limited by {limit}.")
+    if curve.nodes > 1:
+        words.append("The planned time per token has what goes between hosts in it, the lines do not.")
     return " ".join(words)
 
 

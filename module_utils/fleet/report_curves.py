@@ -83,6 +83,7 @@ class Curve:
         capacity: the most that keeps the objectives.
         peak: where decode alone yields most tokens a second.
         limit: what keeps the capacity from being larger, in words.
+        nodes: hosts of an instance; what goes between them is not in the curves.
         room: sequences for which there is room.
         room_is_kv: the KV cache limits them, otherwise max_num_seqs.
     """
@@ -101,6 +102,7 @@ class Curve:
     capacity_requests_per_s: float | None
     limit: str
     peak: Point
+    nodes: int
     room: int
     room_is_kv: bool
 
@@ -168,9 +170,10 @@ def _curve(
         speed, prompt_tokens=known.prompt_tokens, output_tokens=known.output_tokens, kv_cache_tokens=tokens
     )
     context = known.prompt_tokens + 0.5 * known.output_tokens
+    ways = one.sharing.ways if one.sharing else 1
 
     def decode(sequences: float) -> Point:
-        seconds = speed.decode_step(sequences, context).seconds
+        seconds = ways * speed.decode_step(sequences, context).seconds
         return Point(sequences, sequences / seconds, seconds * 1e3)
 
     most = steady.max_running_sequences
@@ -186,32 +189,35 @@ def _curve(
         decode=tuple(decode(float(at)) for at in (*(at for at in _GRID if at < most), most)),
         sustained=_sustained(one, steady, known, where) if known.has_demand else (),
         planned=_planned(one, known, where),
-        capacity=_at_rate(steady, known, speed_figure(one, "capacity_requests_per_s", where)),
+        capacity=_at_rate(steady, known, ways, speed_figure(one, "capacity_requests_per_s", where)),
         capacity_requests_per_s=speed_figure(one, "capacity_requests_per_s", where),
         limit=limit_words(one),
         peak=decode(float(peak)),
+        nodes=len(one.shards),
         room=most,
         room_is_kv=steady.kv_limited,
     )
 
 
 def _sustained(one: Instance, steady: CapacityModel, known: CurveModel, where: str) -> tuple[Point, ...]:
-    top = steady.saturation_requests_per_second()
+    ways = one.sharing.ways if one.sharing else 1
+    top = steady.saturation_requests_per_second() / ways
     rates = [share * top for share in _SHARES]
     # The line passes through the points that are marked on it.
     for name in ("requests_per_s", "capacity_requests_per_s"):
         rates.append(speed_figure(one, name, where) or 0.0)
-    points = (_at_rate(steady, known, rate) for rate in sorted(rates))
+    points = (_at_rate(steady, known, ways, rate) for rate in sorted(rates))
     return tuple(point for point in points if point is not None)
 
 
-def _at_rate(steady: CapacityModel, known: CurveModel, requests_per_s: float | None) -> Point | None:
+def _at_rate(steady: CapacityModel, known: CurveModel, ways: int, requests_per_s: float | None) -> Point | None:
+    """What an instance does at a rate; with all its neighbours at work, each step takes ``ways`` times longer."""
     if not requests_per_s or not known.has_demand:
         return None
-    load = steady.load(requests_per_s, known.objectives)
+    load = steady.load(requests_per_s * ways, known.objectives)
     if not load.stable:
         return None
-    return Point(load.running_sequences, requests_per_s * known.output_tokens, load.tpot_s * 1e3)
+    return Point(load.running_sequences, requests_per_s * known.output_tokens, ways * load.tpot_s * 1e3)
 
 
 def _planned(one: Instance, known: CurveModel, where: str) -> Point | None:

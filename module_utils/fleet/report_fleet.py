@@ -15,7 +15,7 @@ from .plan_document import id_order
 from .plan_gpus import gpus_of_instances
 from .plan_table import short_uuids
 from .report_curves import consistent_facts
-from .report_words import plural, precision_words, shape_key, sizes_words
+from .report_words import gpus_words, precision_words, shape_key, sizes_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -56,11 +56,15 @@ class ChangeRow:
 
 @dataclass(frozen=True, slots=True)
 class CandidateRow:
-    """A candidate with what it carries a GPU, in requests a second, and how many instances it became."""
+    """A candidate with what it carries a GPU, in requests a second, and how many instances it became.
+
+    ``chunk`` is max_num_batched_tokens.
+    """
 
     model: str
     configuration: str
     context: int | None
+    chunk: int | None
     capacity: float | None
     per_gpu: float | None
     chosen: int
@@ -188,24 +192,51 @@ class GpuNames:
 
 def candidate_rows(plan: Plan) -> list[CandidateRow]:
     """The candidates in the plan's order."""
-    chosen = Counter((shape_key(one.model, one.engine_args), _online(one.engine_args)) for one in plan.instances)
+    kinds = {identity: kind for kind, identities in plan.instance_gpus.items() for identity in identities}
+    several = len({candidate.config.get("gpu") for candidate in plan.candidates}) > 1
+    running = Counter(
+        (
+            one.model,
+            *_key(one.engine_args, one.sharing.ways if one.sharing else 1, len(one.shards)),
+            one.engine_args.get("max_num_batched_tokens"),
+            kinds.get(one.id),
+        )
+        for one in plan.instances
+    )
     rows = []
     for candidate in plan.candidates:
         config = candidate.config
-        context, capacity = config.get("max_model_len"), candidate.capacity_requests_per_s
+        capacity = candidate.capacity_requests_per_s
+        ways, nodes = (_count(config.get(name), 1) for name in ("gpu_ways", "nodes"))
+        context, chunk = _count(config.get("max_model_len")), _count(config.get("max_num_batched_tokens"))
+        gpus = gpus_words(candidate.gpus, ways or 1, nodes or 1, f"{config.get('gpu')} GPU" if several else "GPU")
+        key = (candidate.model, *_key(config, ways or 1, nodes or 1))
         rows.append(
             CandidateRow(
                 model=candidate.model,
-                configuration=f"{plural(candidate.gpus, 'GPU')}{sizes_words(config)}, {precision_words(config)}",
-                context=context if isinstance(context, int) else None,
+                configuration=f"{gpus}{sizes_words(config)}, {precision_words(config)}",
+                context=context,
+                chunk=chunk,
                 capacity=capacity,
-                per_gpu=capacity / candidate.gpus if capacity is not None and candidate.gpus > 0 else None,
-                chosen=chosen[shape_key(candidate.model, config), _online(config)],
+                per_gpu=capacity * (ways or 1) / candidate.gpus
+                if capacity is not None and candidate.gpus > 0
+                else None,
+                chosen=sum(
+                    count
+                    for (*known, its_chunk, its_kind), count in running.items()
+                    if tuple(known) == key
+                    and (chunk is None or its_chunk == chunk)
+                    and (its_kind is None or its_kind == config.get("gpu"))
+                ),
             )
         )
     return rows
 
 
-def _online(arguments: Mapping[str, object]) -> bool:
-    """Whether the engine quantizes while it loads; a checkpoint's own precision is no argument."""
-    return arguments.get("quantization") == "fp8"
+def _key(arguments: Mapping[str, object], ways: int, nodes: int) -> tuple[object, ...]:
+    # Whether the engine quantizes while it loads; a checkpoint's own precision is no argument.
+    return (*shape_key(arguments), arguments.get("quantization") == "fp8", ways, nodes)
+
+
+def _count(value: object, otherwise: int | None = None) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else otherwise

@@ -22,7 +22,8 @@ _LIMITS = {"tpot": "time per output token", "ttft": "time to first token", "thro
 class InstanceLoad:
     """Instances of one model that are started alike and get the same load. Figures are of one of them.
 
-    None stands for what the plan does not say: everything but the KV cache where there is no demand.
+    None stands for what the plan does not say: everything but the KV cache where there is no demand. ``chunk`` is
+    max_num_batched_tokens.
     """
 
     ids: tuple[str, ...]
@@ -38,6 +39,7 @@ class InstanceLoad:
     limit: str
     kv_cache_tokens: float | None
     max_model_len: float | None
+    chunk: float | None
     places: tuple[tuple[str, str], ...]
     reasons: tuple[str, ...]
 
@@ -165,7 +167,13 @@ def _total(mine: Sequence[Instance], name: str, where: str) -> float | None:
 def _alike(mine: Sequence[Instance], words: Callable[[Instance], str], where: str) -> tuple[InstanceLoad, ...]:
     groups: dict[tuple[Any, ...], list[Instance]] = {}
     for one in mine:
-        key = (words(one), str(sorted(one.speed.items())), _tokens(one), *one.reasons[1:])
+        key = (
+            words(one),
+            str(one.engine_args.get("max_num_batched_tokens")),
+            str(sorted(one.speed.items())),
+            _tokens(one),
+            *one.reasons[1:],
+        )
         groups.setdefault(key, []).append(one)
     return tuple(_load(ones, words(ones[0]), where) for ones in groups.values())
 
@@ -176,7 +184,7 @@ def _load(ones: Sequence[Instance], configuration: str, where: str) -> InstanceL
     def figure(name: str) -> float | None:
         return speed_figure(one, name, where)
 
-    longest = one.engine_args.get("max_model_len")
+    longest, chunk = (one.engine_args.get(name) for name in ("max_model_len", "max_num_batched_tokens"))
     return InstanceLoad(
         ids=tuple(each.id for each in ones),
         hosts=tuple(sorted({host for each in ones for host in each.hosts})),
@@ -191,6 +199,7 @@ def _load(ones: Sequence[Instance], configuration: str, where: str) -> InstanceL
         limit=limit_words(one),
         kv_cache_tokens=_tokens(one),
         max_model_len=longest if isinstance(longest, int) else None,
+        chunk=chunk if isinstance(chunk, int) else None,
         places=tuple((each.id, each.reasons[0] if each.reasons else "") for each in ones),
         reasons=one.reasons[1:],
     )

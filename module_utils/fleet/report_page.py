@@ -127,7 +127,8 @@ x2="{{ part.x }}%" y1="0" y2="100%"/>{% endfor %}
 </main>
 <footer>
 <p>GiB are 1024³ bytes. TTFT: time to first token. TPOT: time per output token. \
-TP, PP: tensor and pipeline parallel size. This page holds no script and asks the network for nothing.</p>
+TP, PP: tensor and pipeline parallel size. \
+Chunk: max_num_batched_tokens. This page holds no script and asks the network for nothing.</p>
 </footer>
 </div>
 </body>

@@ -69,7 +69,7 @@ marks the demand where it is not met.</p>
 <tr><th scope="row">{{ one.ids | ids }}{% if one.ids | length > 2 %} \
 <span class="muted">({{ one.ids | length }})</span>{% endif %}</th>
 <td data-label="Started with">{{ one.configuration }}{% if one.max_model_len %}, context \
-{{ one.max_model_len | number }}{% endif %}</td>
+{{ one.max_model_len | number }}{% endif %}{% if one.chunk %}, chunks of {{ one.chunk | number }}{% endif %}</td>
 <td data-label="Load, capacity" class="n">{% if one.capacity_requests_per_s %}{{ one.requests_per_s | number }} of \
 {{ one.capacity_requests_per_s | number }}/s ({{ one.utilization | percent }}){% else %}-{% endif %}</td>
 <td data-label="Running" class="n">{{ one.running_sequences | number }}</td>
@@ -153,12 +153,14 @@ CANDIDATES = """
 <details{{ " open" if candidates | length <= 24 }}><summary>{{ candidates | length | plural("candidate") }}</summary>
 <table class="stack">
 <thead><tr><th scope="col">Model</th><th scope="col">Configuration</th><th scope="col" class="n">Context</th>\
+<th scope="col" class="n">Chunk</th>\
 <th scope="col" class="n">Requests/s</th><th scope="col" class="n">Requests/s a GPU</th>\
 <th scope="col" class="n">Instances</th></tr></thead>
 <tbody>
 {% for one in candidates %}
 <tr><th scope="row">{{ one.model }}</th><td data-label="Configuration">{{ one.configuration }}</td>\
 <td data-label="Context" class="n">{{ one.context | number }}</td>\
+<td data-label="Chunk" class="n">{{ one.chunk | number }}</td>\
 <td data-label="Requests/s" class="n">{{ one.capacity | number }}</td>\
 <td data-label="Requests/s a GPU" class="n">{{ one.per_gpu | number }}</td>\
 <td data-label="Instances" class="n">{{ one.chosen or "-" }}</td></tr>

@@ -72,22 +72,33 @@ def configuration_namer(plan: Plan) -> Callable[[Instance], str]:
     stored: dict[tuple[object, ...], set[str]] = {}
     for candidate in plan.candidates:
         quantization = str(candidate.config.get("quantization"))
-        stored.setdefault(shape_key(candidate.model, candidate.config), set()).add(quantization)
+        stored.setdefault(_stored_key(candidate.model, candidate.config), set()).add(quantization)
 
     def name(one: Instance) -> str:
         arguments = dict(one.engine_args)
-        known = stored.get(shape_key(one.model, arguments), set()) - {"fp8"}
+        known = stored.get(_stored_key(one.model, arguments), set()) - {"fp8"}
         if not arguments.get("quantization") and len(known) == 1:
             arguments["quantization"] = next(iter(known))
-        return f"{plural(len(one.gpus), 'GPU')}{sizes_words(arguments)}, {precision_words(arguments)}"
+        gpus = gpus_words(len(one.gpus), one.sharing.ways if one.sharing else 1, len(one.shards))
+        return f"{gpus}{sizes_words(arguments)}, {precision_words(arguments)}"
 
     return name
 
 
-def shape_key(model: str, arguments: Mapping[str, object]) -> tuple[object, ...]:
+def gpus_words(gpus: int, ways: int = 1, nodes: int = 1, kind: str = "GPU") -> str:
+    """How many GPUs an instance has, or which part of one, and on how many hosts."""
+    if ways > 1:
+        return f"1/{ways} of a GPU"
+    return plural(gpus, kind) if nodes == 1 else f"{plural(gpus, kind)} on {nodes} hosts"
+
+
+def _stored_key(model: str, arguments: Mapping[str, object]) -> tuple[object, ...]:
+    return (model, *shape_key(arguments))
+
+
+def shape_key(arguments: Mapping[str, object]) -> tuple[int, int, str]:
     """What an instance and the candidate that it was made of have in common beside their precision."""
     return (
-        model,
         parallel_size(arguments, "tensor"),
         parallel_size(arguments, "pipeline"),
         str(arguments.get("kv_cache_dtype", "auto")),

@@ -12,7 +12,7 @@ from fleet.plan_document import canonical_json, parse_plan, plan_to_document
 from fleet.report import ReportInput, render_report
 from fleet.report_charts import nice_top, panels
 from fleet.report_curves import curves
-from fleet.report_fleet import gpu_kinds, rank_memory
+from fleet.report_fleet import candidate_rows, gpu_kinds, rank_memory
 from fleet.report_hosts import host_views
 from fleet.report_load import losses, model_loads
 from fleet.report_memory import gpu_bar
@@ -208,6 +208,25 @@ def test_curves_pass_through_the_planned_point(served):
                 x, y = map(float, place.split(","))
                 assert one.left <= x <= one.right
                 assert one.top <= y <= one.bottom
+
+
+def test_an_instance_that_shares_its_gpu_has_a_curve_of_its_part():
+    entries = [wanted(name, config="qwen2.5-0.5b", placement={"share_gpus": "always"}) for name in ("one", "two")]
+    made = plan(facts("a", gpus=1), entries)
+    assert {one.sharing.ways for one in made.instances} == {2}
+    drawn, _ = curves(made, curve_models(made, where="plan"), gpu_kinds(made, None, where="plan"), where="plan")
+    for curve in drawn:
+        assert curve.configuration.startswith("1/2 of a GPU")
+        assert any(
+            point.tokens_per_s == pytest.approx(curve.planned.tokens_per_s)
+            and point.tpot_ms == pytest.approx(curve.planned.tpot_ms, rel=0.02)
+            for point in curve.sustained
+        )
+    chosen = {row.model: row.chosen for row in candidate_rows(made) if row.chosen}
+    assert chosen == {"one": 1, "two": 1}
+    (view,) = host_views(made, hosts_of(facts("a", gpus=1)), {}, where="plan")
+    assert [[who.name for who in one.tenants] for one in view.gpus] == [["one-1", "two-1"]]
+    assert sum(part.size_bytes for part in view.gpus[0].bar.parts) == TORCH_VISIBLE
 
 
 def test_a_plan_without_the_models_section_is_reported_without_curves(served):
