@@ -171,13 +171,14 @@ def _item(
         if name is None:
             continue
         local = [[f"file://{quote(path)}", ""] for path in need["local"]]
-        origin = [[one["base_url"] + quote(name), one["credential"]]] if one["base_url"] else []
+        base, here = one.get("base_url"), one.get("source_path")
+        origin = [[base + quote(name), one.get("credential") or ""]] if base else []
         return {
             "sha256": need["sha256"],
             "bytes": need["bytes"],
             "have_bytes": need["have_bytes"],
             "label": f"{one['name']}/{name}",
-            "source_path": f"{one['source_path']}/{name}" if one["source_path"] and not local else "",
+            "source_path": f"{here}/{name}" if here and not local else "",
             "locations": [*local, *peers, *origin],
         }
     return None
