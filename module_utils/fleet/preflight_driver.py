@@ -126,6 +126,11 @@ def _to_come(host: Host, branch: int) -> Verdict:
     if branch_of(host.loaded) == branch == branch_of(host.installed):
         return ok(f"driver {host.loaded}")
     words = f"driver {branch} will be installed from {host.intent['source']}, now " + (there or "there is none")
+    if host.loaded and not host.installed:
+        return blocked(
+            f"driver {host.loaded} is loaded and does not come from packages",
+            "set nvidia_driver_source: none, or remove that driver (nvidia-uninstall) first",
+        )
     if host.secure_boot and not host.loaded:
         return degraded(
             f"{words}; Secure Boot is on",

@@ -60,6 +60,7 @@ def judge(text: str, **intent: Any) -> tuple[str, str]:
             "h: driver: nvidia_driver_open_modules: debian 13 has driver 535 with the proprietary kernel module only",
         ),
         ({"os_id": "alpine"}, {}, "h: driver: nvidia_driver_source: no driver packages are known for alpine 12"),
+        ({"nvidia_module": "570.1"}, {}, "h: driver: driver 570.1 is loaded and does not come from packages; set"),
         ({}, {"state": "absent"}, "h: driver: nvidia_driver_state is absent, and vLLM 0.33.0 needs CUDA 13.0"),
     ],
 )
@@ -93,7 +94,7 @@ def test_what_is_enough_is_taken(facts: dict[str, str], intent: dict[str, Any], 
     ("facts", "words"),
     [
         ({"nouveau": "loaded"}, "a reboot will be needed, and nvidia_driver_reboot is never"),
-        ({"nvidia_module": "550.163.01"}, "now 550.163.01; a reboot will be needed"),
+        ({"nvidia_module": "550.1", "nvidia_package": "550.1"}, "now 550.1; a reboot will be needed"),
         ({"secure_boot": "1"}, "Secure Boot is on; a person will have to enrol the signing key"),
     ],
 )
