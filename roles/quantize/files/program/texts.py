@@ -39,7 +39,8 @@ def windows(tokens: list[int], length: int, count: int, seed: int) -> list[list[
 
 def consecutive(tokens: list[int], length: int, limit: int) -> list[list[int]]:
     """The text in pieces of this length, in order, ``limit`` tokens at most; a rest of one token is left out."""
-    pieces = [tokens[begin : begin + length] for begin in range(0, min(len(tokens), limit), length)]
+    read = tokens[:limit]
+    pieces = [read[begin : begin + length] for begin in range(0, len(read), length)]
     return [piece for piece in pieces if len(piece) > 1]
 
 
