@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .capacity import Objectives
+from .errors import FleetError
 from .simulation_engine import SimulatedEngine, SimulatedRequest, StepTimes
 from .simulation_workload import Arrivals, LeastConnections, Lengths
 from .speed import SpeedModel
@@ -34,6 +35,9 @@ PERCENTILES = (50.0, 95.0, 99.0)
 _GROWTH = 0.01
 _GROWTH_REQUESTS = 10
 _SMALLEST_FACTOR = 1e-3
+_LONGEST_WARM_UP_S = 300.0
+# Arrivals of one model in one run: more take minutes.
+_MOST_REQUESTS = 5_000_000
 # Sequences beside which a request's life is estimated, for the length of the warm-up.
 _LIFE_SEQUENCES = 32
 
@@ -81,7 +85,8 @@ class SimulationOptions:
         factor: on every model's request rate.
         representatives: of more equal instances of a model than this, only so many are simulated, with their share of
             the requests. None: all of them.
-        warm_up_s: before anything is measured; None: a quarter of ``seconds`` and two lives of a request.
+        warm_up_s: before anything is measured; None: a quarter of ``seconds`` and two lives of a request, within
+            reason.
     """
 
     seconds: float = 120.0
@@ -155,7 +160,11 @@ class Simulation:
         return {model.name: self.run_model(model, options) for model in sorted(self.models, key=lambda one: one.name)}
 
     def run_model(self, model: SimulatedModel, options: SimulationOptions) -> ModelResult:
-        """Simulate one model."""
+        """Simulate one model.
+
+        Raises:
+            FleetError: that would be millions of requests, or an instance cannot be simulated.
+        """
         mine = [one for one in self.instances if one.model == model.name]
         rate = model.requests_per_second * options.factor
         if not mine:
@@ -174,9 +183,16 @@ class Simulation:
             lengths=options.lengths,
             most_tokens=model.max_model_len,
         )
+        expected = arrivals.requests_per_second * options.seconds
+        if expected > _MOST_REQUESTS:
+            raise FleetError(
+                f"models.{model.name}",
+                f"{expected:.3g} requests are too many to simulate; take fewer seconds or representatives",
+            )
         warm_up_s = options.warm_up_s
         if warm_up_s is None:
-            warm_up_s = 0.25 * options.seconds + 2.0 * max(self._life_s(one, model) for one in chosen)
+            life_s = max(self._life_s(one, model) for one in chosen)
+            warm_up_s = min(0.25 * options.seconds + 2.0 * life_s, max(5.0 * options.seconds, _LONGEST_WARM_UP_S))
         router = LeastConnections([one.weight for one in chosen])
         run = _Run(engines, router, warm_up_s, options.seconds)
         run.go(arrivals)
@@ -229,6 +245,14 @@ class Simulation:
                 return high, ()
             middle = min(2.0 * low, high) if top == inf else 0.5 * (low + top)
         return low, why
+
+    def check(self, one: SimulatedInstance) -> None:
+        """See whether an instance can be simulated.
+
+        Raises:
+            FleetError: its options contradict the model, or each other.
+        """
+        SimulatedEngine(self._step_times(one), one.kv_cache_tokens)
 
     def _step_times(self, one: SimulatedInstance) -> StepTimes:
         key = (id(one.facts), one.gpu.kind, repr(one.options))

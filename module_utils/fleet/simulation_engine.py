@@ -155,7 +155,7 @@ class SimulatedEngine:
         async_scheduling: vLLM's argument; off for pooling models.
 
     Raises:
-        FleetError: a step has no room for one token of every sequence.
+        FleetError: a step has no room for one token of every sequence, or the cache none for one block.
     """
 
     def __init__(self, times: StepTimes, kv_cache_tokens: int, *, async_scheduling: bool = True) -> None:
@@ -169,6 +169,8 @@ class SimulatedEngine:
         self.connections = 0
         self.preemptions = 0
         self._block_size = options.block_size or DEFAULT_BLOCK_SIZE
+        if self._block_size > kv_cache_tokens:
+            raise FleetError("block_size", f"{self._block_size} is more than the {kv_cache_tokens} tokens of KV cache")
         self.total_blocks = kv_cache_tokens // self._block_size
         self.free_blocks = self.total_blocks
         self.fewest_free_blocks = self.total_blocks

@@ -65,7 +65,14 @@ def simulation_of(plan: Plan, *, where: str) -> tuple[Simulation, dict[str, str]
         for index, one in enumerate(plan.instances)
         if one.model in facts
     ]
-    return Simulation(instances, models), left_out
+    simulation = Simulation(instances, models)
+    positions = [index for index, one in enumerate(plan.instances) if one.model in facts]
+    for index, simulated in zip(positions, instances, strict=True):
+        try:
+            simulation.check(simulated)
+        except FleetError as error:
+            raise FleetError(f"{where}: instances[{index}].engine_args.{error.where}", error.problem) from None
+    return simulation, left_out
 
 
 def _model(name: str, section: Mapping[str, Any], mine: list[Instance], *, where: str, path: str) -> SimulatedModel:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _CHUNK = 4096
+# Beyond every context; a drawn length has to be a whole number that numpy holds.
+_LONGEST = 2**40
 # What HAProxy scales weights with (SRV_EWGHT_MAX); only ratios count.
 _WEIGHT_SCALE = 256.0
 
@@ -73,7 +75,7 @@ class Arrivals:
             return [mean] * _CHUNK
         variance = log(1.0 + self.lengths.variation**2)
         drawn = random.lognormal(log(mean) - 0.5 * variance, sqrt(variance), _CHUNK)
-        whole: list[int] = np.maximum(1, np.rint(drawn)).astype(int).tolist()
+        whole: list[int] = np.clip(np.rint(drawn), 1, _LONGEST).astype(int).tolist()
         return whole
 
 
