@@ -14,9 +14,9 @@ import os
 import re
 import shutil
 import stat
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .checkpoint_note import (
     NOTE,
@@ -30,6 +30,7 @@ from .checkpoint_note import (
     sums_of_file,
     write_note,
 )
+from .checkpoint_wanted import Needed, State, Wanted, WantedFile, parse_wanted
 from .errors import FleetError
 
 if TYPE_CHECKING:
@@ -54,91 +55,8 @@ STAGING = ".staging-"
 _RESERVE_BYTES = 1 << 30
 # What a run reads of checkpoints that nobody wrote to: a fraction of a second, and each part's turn comes by chance.
 SAMPLE_BYTES = 256 << 20
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class WantedFile:
-    """A file of a checkpoint: its size and its SHA-256 in hexadecimal."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A checkpoint as it should be.
-
-    Attributes:
-        name: the model that it belongs to.
-        digest: SHA-256 of its manifest, in hexadecimal.
-        files: by path relative to the directory.
-    """
-
-    name: str
-    digest: str
-    files: Mapping[str, WantedFile]
-
-    @property
-    def directory(self) -> str:
-        """Name of its directory in the store."""
-        return f"{self.name}-{self.digest[:12]}"
-
-
-@dataclass(frozen=True)
-class State:
-    """What is there of a checkpoint.
-
-    Attributes:
-        missing: files that are not there.
-        damaged: files that are not what they should be.
-        unexpected: files that do not belong to it; an engine would load them.
-        noted: the note is up to date, so that the next look need not read any file.
-    """
-
-    missing: tuple[str, ...]
-    damaged: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    noted: bool
-
-    @property
-    def whole(self) -> bool:
-        """Every file is there and right, and no other."""
-        return not (self.missing or self.damaged or self.unexpected)
-
-
-@dataclass(frozen=True)
-class Needed:
-    """A file that has to be fetched. ``have_bytes`` of it are there from a run that was cut off."""
-
-    sha256: str
-    bytes: int
-    have_bytes: int
-    model: str
-    name: str
-
-
-def parse_wanted(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[Wanted, ...]:
-    """The module's argument, checked.
-
-    Raises:
-        FleetError: a digest that is none, or a path that leaves its directory.
-    """
-    wanted = []
-    for number, item in enumerate(checkpoints):
-        where = f"checkpoints[{number}]"
-        if not _DIGEST.fullmatch(item["digest"]):
-            raise FleetError(f"{where}.digest", f"must be 64 hexadecimal digits, got {item['digest']!r}")
-        files = {}
-        for name, file in item["files"].items():
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or name == NOTE:
-                raise FleetError(f"{where}.files", f"{name!r} is no path inside the checkpoint")
-            if not _DIGEST.fullmatch(str(file["sha256"])):
-                raise FleetError(f"{where}.files[{name}].sha256", "must be 64 hexadecimal digits")
-            files[name] = WantedFile(int(file["bytes"]), str(file["sha256"]))
-        wanted.append(Wanted(item["name"], item["digest"], files))
-    return tuple(wanted)
+# Files that are read at a time: SHA-256 keeps one core busy where the disk could give more.
+_READERS = min(4, os.cpu_count() or 1)
 
 
 class CheckpointStore:
@@ -172,7 +90,7 @@ class CheckpointStore:
         """
         directory = self.path(wanted)
         noted = read_note(directory)
-        missing, damaged, all_noted = [], [], True
+        missing, damaged, suspect, all_noted = [], [], [], True
         for name, file in wanted.files.items():
             stamp = stamp_of(directory / name)
             if stamp is None:
@@ -183,8 +101,11 @@ class CheckpointStore:
                 entry = noted.get(name, {})
                 unchanged = {**entry, **stamp.__dict__, "sha256": file.sha256} == entry and "crc32" in entry
                 all_noted = all_noted and unchanged
-                if (full or not unchanged) and sums_of_file(directory / name).sha256 != file.sha256:
-                    damaged.append(name)
+                if full or not unchanged:
+                    suspect.append(name)
+        with ThreadPoolExecutor(_READERS) as pool:
+            read = pool.map(lambda name: sums_of_file(directory / name).sha256, suspect)
+            damaged += [name for name, sha256 in zip(suspect, read, strict=True) if sha256 != wanted.files[name].sha256]
         unexpected = tuple(name for name in _walk(directory) if name not in wanted.files and name != NOTE)
         return State(tuple(missing), tuple(damaged), unexpected, all_noted)
 
@@ -272,7 +193,11 @@ class CheckpointStore:
         _make_directory(self.root / BLOBS)
         directory = self.path(wanted)
         needed = (*state.missing, *state.damaged)
-        sums = {name: self._admit(wanted, name, spoilt=name in state.damaged) for name in needed}
+        # One after another where other checkpoints share what is replaced: their notes change with it.
+        sums = {name: self._admit(wanted, name, spoilt=True) for name in state.damaged}
+        with ThreadPoolExecutor(_READERS) as pool:
+            admitted = pool.map(lambda name: self._admit(wanted, name, spoilt=False), state.missing)
+            sums.update(zip(state.missing, admitted, strict=True))
         if directory.exists():
             for name in needed:
                 self._link(wanted.files[name].sha256, directory / name)

@@ -36,6 +36,7 @@ def start_fetch(store: CheckpointStore, job: Job, systemd: Systemd | None = None
     """Have the host fetch files; returns at once.
 
     A job for the same files that an earlier run left running is taken over instead: it fetches on while nobody watches.
+    One that copies from other hosts is not: their services ended with that run.
 
     Returns:
         Whether anything was started.
@@ -47,7 +48,8 @@ def start_fetch(store: CheckpointStore, job: Job, systemd: Systemd | None = None
     document = job.to_document()
     path = JOBS / "fetch.json"
     unit = systemd.states([FETCH_UNIT])[FETCH_UNIT]
-    if unit.running and _files_of(_read(path)) == _files_of(document):
+    peers = any(name == "peer" for one in job.files for _, name in one.locations)
+    if unit.running and not peers and _files_of(_read(path)) == _files_of(document):
         return False
     systemd.stop([FETCH_UNIT])
     user = _user()
