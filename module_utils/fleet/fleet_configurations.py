@@ -53,6 +53,31 @@ class FleetConfigurations(Configurations):
             self._known[key] = self._part(model, gpu, shape) if shape.ways > 1 else self._over_hosts(model, gpu, shape)
         return self._known[key]
 
+    def useful(
+        self,
+        model: ResolvedModel,
+        gpu: GpuModel,
+        most_gpus: int,
+        *,
+        precisions: Sequence[str] = (),
+        settled: bool = False,
+    ) -> tuple[tuple[Configuration, ...], tuple[Misfit, ...]]:
+        """The configurations that carry more than smaller ones on as many GPUs, and what does not fit."""
+        fitting, misfits = super().useful(model, gpu, most_gpus, precisions=precisions, settled=settled)
+        return tuple(self._as_run(model, gpu, one) for one in fitting), misfits
+
+    def _as_run(self, model: ResolvedModel, gpu: GpuModel, one: Configuration) -> Configuration:
+        """The same under the shape by which it is known once it runs, where two shapes come to the same arguments."""
+        arguments = {
+            name: getattr(one.options, name) for name in ("quantization", "kv_cache_dtype", "max_num_batched_tokens")
+        }
+        plain = replace(one.shape, precision="", max_num_batched_tokens=0)
+        shape = self.shape_as_run(model, gpu, plain, arguments)
+        found = self.of_shape(model, gpu, shape)
+        if shape == one.shape or isinstance(found, Misfit) or found.options != one.options:
+            return one
+        return self.with_capacity(model, gpu, found)
+
     def parts(self, model: ResolvedModel, gpu: GpuModel) -> tuple[Configuration, ...]:
         """The parts of a GPU on which a model fits, with what each carries."""
         found: list[Configuration] = []

@@ -33,7 +33,7 @@ class Size:
 def fewest_hosts(
     models: Sequence[ResolvedModel], gpu: GpuModel, gpus: int, *, engine_version: str, one_lost: bool
 ) -> Size:
-    """Find the fewest hosts on which nothing is refused, and no GPU is shared to save one unless that is asked for.
+    """Find the fewest hosts on which nothing is refused, and no GPU is shared to save one.
 
     Where models may run by name or label does not count: the hosts do not exist yet. Transfers between GPUs are taken
     to work, as a link test would have to show.
@@ -80,7 +80,7 @@ def _anywhere(model: ResolvedModel, *, one_lost: bool) -> ResolvedModel:
     placement = Placement(
         spread_over_hosts=asked.spread_over_hosts,
         allow_multi_node=asked.allow_multi_node,
-        share_gpus="always" if asked.share_gpus == "always" else "never",
+        share_gpus="never",
     )
     lost = max(model.request.availability.hosts_lost, int(one_lost))
     changes = {"placement": placement, "availability": Availability(hosts_lost=lost)}

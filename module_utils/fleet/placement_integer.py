@@ -49,8 +49,12 @@ class IntegerProgram:
         linear.coeffs.extend(list(merged.values()))
         linear.domain.extend([-_NO_BOUND if least is None else least, _NO_BOUND if most is None else most])
 
-    def minimize(self, terms: Iterable[tuple[int, int]], *, share_of_time: float = 1.0) -> bool:
-        """Look for the least sum; ``value`` then gives the solution. Returns whether there is one."""
+    def minimize(self, terms: Iterable[tuple[int, int]], *, share_of_time: float = 1.0, close: float = 0.0) -> bool:
+        """Look for the least sum, or one that is this close; ``value`` then gives the solution.
+
+        Returns:
+            Whether there is one.
+        """
         merged = _merged(terms)
         self._proto.clear_objective()
         self._proto.objective.vars.extend(list(merged))
@@ -61,6 +65,8 @@ class IntegerProgram:
         parameters.interleave_search = False
         parameters.max_deterministic_time = self._deterministic_time * share_of_time
         parameters.relative_gap_limit = self.relative_gap
+        if close:
+            parameters.absolute_gap_limit = close
         run = solver.SolveWrapper()
         run.set_parameters(parameters)
         response = run.solve(self._proto)  # type: ignore[no-untyped-call]
@@ -78,13 +84,18 @@ class IntegerProgram:
         """What a sum is in the last solution."""
         return sum(coefficient * self._solution[variable] for variable, coefficient in terms)
 
+    def hint(self, values: Iterable[tuple[int, int]]) -> None:
+        """Start the next search from these values of variables."""
+        listed = list(values)
+        self._proto.clear_solution_hint()
+        self._proto.solution_hint.vars.extend([variable for variable, _ in listed])
+        self._proto.solution_hint.values.extend([value for _, value in listed])
+
     def fix(self, terms: Iterable[tuple[int, int]]) -> None:
         """Let a sum that was made least be no more than what was reached, and start the next search from there."""
         listed = list(terms)
         self.constrain(listed, most=self.total(listed))
-        self._proto.clear_solution_hint()
-        self._proto.solution_hint.vars.extend(list(range(len(self._solution))))
-        self._proto.solution_hint.values.extend(self._solution)
+        self.hint(enumerate(self._solution))
 
 
 def _merged(terms: Iterable[tuple[int, int]]) -> Counter[int]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # What has to be gained before anything is moved: a thousandth of one model's demand, or a replica that has to be there.
 LEAST_GAIN = UNITS // 1000
-_DETERMINISTIC_TIME = 1.0
+_DETERMINISTIC_TIME = 0.2
 _GPU_COST = 10**5
 # Of a host's tensor groups of one size no more than this many are looked at; those inside a switch come first.
 _MOST_GROUPS = 300
@@ -85,6 +85,7 @@ class WindowProgram:
     def solve(self) -> Rearrangement | None:
         """The rearrangement, or None when nothing is gained by one."""
         program = self._program
+        program.hint([*((keep, 1) for _, keep in self._keeps), *((variable, 0) for variable in self._new.values())])
         improved = False
         for priority in sorted({state.wish.priority for state in self._states}, reverse=True):
             mine = [state.wish.model for state in self._states if state.wish.priority == priority]
@@ -94,7 +95,7 @@ class WindowProgram:
                     program.constrain([(variable, 1)], least=now)
             if not improved and all(now == most for _, most, now in terms):
                 continue
-            if not program.minimize([(variable, -1) for variable, _, _ in terms]):
+            if not program.minimize([(variable, -1) for variable, _, _ in terms], close=LEAST_GAIN / 2):
                 return None
             gained = program.total((variable, 1) for variable, _, _ in terms) - sum(now for _, _, now in terms)
             if not improved and gained < LEAST_GAIN:

@@ -131,10 +131,10 @@ class Placement(Document):
     allow_multi_node: bool = Field(
         default=False, description="One instance may span hosts, where no host alone carries what is asked for."
     )
-    share_gpus: Literal["auto", "never", "always"] = Field(
+    share_gpus: Literal["auto", "never"] = Field(
         default="auto",
-        description="Small instances share a GPU, each with KV memory of its own: auto only where demand would be left"
-        " otherwise, always also to save GPUs.",
+        description="auto: the model may share a GPU with others, each with KV memory of its own, where something would"
+        " be left otherwise.",
     )
 
 
