@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint_store import BLOBS, NOTE
+from .checkpoint_store import INCOMING, NOTE, STAGING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-# Directories that gather a checkpoint before it is whole have hidden names; huggingface_hub and others name files so.
+# How huggingface_hub and others name a file that is not whole yet.
 _UNFINISHED_SUFFIXES = (".incomplete", ".part", ".partial", ".tmp", ".download")
 
 
@@ -50,9 +50,7 @@ def read_partial_checkpoints(
             wanted.setdefault(path, []).append(str(record.get("id")))
     found = []
     try:
-        entries = sorted(models.iterdir()) if models.is_dir() else []
-        # Blobs are whole files, which checkpoints share.
-        directories = [entry for entry in entries if entry.is_dir() and entry.name != BLOBS]
+        directories = sorted(entry for entry in models.iterdir() if entry.is_dir()) if models.is_dir() else []
         for directory in directories:
             why = _why_partial(directory)
             if why:
@@ -66,8 +64,12 @@ def read_partial_checkpoints(
 
 
 def _why_partial(directory: Path) -> str | None:
+    if directory.name == INCOMING:
+        files = sum(1 for path in directory.iterdir() if path.is_file())
+        return f"{files} files that were fetched in part" if files else None
     if directory.name.startswith("."):
-        return "a copy of it was not finished"
+        # Other hidden ones hold whole files, which checkpoints share.
+        return "it was not put together to its end" if directory.name.startswith(STAGING) else None
     unfinished = sorted(path.name for path in directory.rglob("*") if path.name.endswith(_UNFINISHED_SUFFIXES))
     if unfinished:
         return f"{unfinished[0]} was not finished"

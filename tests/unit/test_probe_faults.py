@@ -286,7 +286,7 @@ HOST_FAULTS = [
         "checkpoints",
         lambda node: node.write("models/.staging-llama-3-8b-0123456789ab/model-00001.safetensors", "half"),
         "degraded",
-        ".staging-llama-3-8b-0123456789ab: a copy of it was not finished",
+        ".staging-llama-3-8b-0123456789ab: it was not put together to its end",
         "playbooks/models.yml",
     ),
     Fault(
@@ -296,6 +296,14 @@ HOST_FAULTS = [
         "model-00001.safetensors.incomplete was not finished",
         "playbooks/models.yml",
     ),
+    Fault(
+        "checkpoints",
+        lambda node: node.write("models/.incoming/0123456789ab", "half"),
+        "degraded",
+        "1 files that were fetched in part",
+        "playbooks/models.yml",
+    ),
+    Fault("checkpoints", lambda node: node.write("models/.blobs/0123456789ab", "whole"), "ok", "none", ""),
     Fault(
         "checkpoints",
         lambda node: node.write("models/llama-3-8b-0123456789ab/model.safetensors", "whole, as far as we know"),
