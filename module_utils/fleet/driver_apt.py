@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -129,6 +131,25 @@ class Apt:
     def manual(self) -> frozenset[str]:
         """Return the names of all packages that are marked as installed by hand."""
         return frozenset(self.run(["apt-mark", "showmanual"]).output.split())
+
+
+def wait_for_dpkg(root: Path, timeout_s: float = _LOCK_TIMEOUT_S) -> None:
+    """Wait until no other program changes packages. dpkg itself does not wait, apt does.
+
+    Raises:
+        FleetError: it takes too long.
+    """
+    deadline = time.monotonic() + timeout_s
+    for name in ("lock-frontend", "lock"):
+        with (root / "var/lib/dpkg" / name).open("w") as lock:
+            while True:
+                try:
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if time.monotonic() > deadline:
+                        raise FleetError("dpkg", "another program has been changing packages for too long") from error
+                    time.sleep(0.2)
 
 
 def parse_steps(output: str) -> list[Step]:

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .driver_apt import find_archive
+from .driver_apt import find_archive, wait_for_dpkg
 from .driver_packages import Package, read_packages
 
 if TYPE_CHECKING:
@@ -77,7 +77,12 @@ def roll_back(apt: Apt, root: Path, before: Snapshot, archives: Sequence[Path]) 
 
     Returns:
         What still differs; empty when the host is as it was.
+
+    Raises:
+        FleetError: another program does not stop changing packages.
     """
+    # The apt of a run that was killed may go on.
+    wait_for_dpkg(root)
     now = read_packages(root)
     added = [name for name, one in now.items() if one.state not in GONE and _state(before.packages, name) in GONE]
     # Only their configuration was there before: removing them leaves it, purging them would not.

@@ -93,7 +93,7 @@ class DriverHost:
             before = snapshot_from_json(self.pending_path.read_text(encoding="utf-8"))
             left = self._undo(before)
             if left:
-                raise FleetError("driver", f"a change was killed and could not be rolled back: {left}")
+                raise FleetError("driver", f"an unfinished change could not be rolled back: {left}")
         record = parse_record(read_file(self.root, str(self.record_path)))
         packages = read_packages(self.root)
         _refuse_broken(packages)
@@ -113,7 +113,8 @@ class DriverHost:
 
     def _undo(self, before: Snapshot) -> str:
         left = roll_back(self.apt, self.root, before, self.archives)
-        self.pending_path.unlink(missing_ok=True)
+        if not left:
+            self.pending_path.unlink(missing_ok=True)
         return "; ".join(left[:8])
 
 
