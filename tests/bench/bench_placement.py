@@ -2,15 +2,18 @@
 
     python tests/bench/bench_placement.py [--hosts 1000] [--models 50] [--json]
 
-Prints CPU seconds (of planning alone, on one core, imports not counted), peak memory, gap, moves. Exit code 1 when a
-limit is missed.
+Prints CPU and wall seconds of planning (imports are on a line of their own), peak memory, gap, and moves against
+instances lost. Planning uses one core: its limits are held against CPU seconds, which do not depend on what else the
+machine does. Exit code 1 when one is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -123,20 +126,42 @@ def many_models(count: int, gpus: int) -> list[ResolvedModel]:
     return models(entries)
 
 
+LIMIT_MIB = 2048
+MOST_GAP = 0.01
+
+
 def timed(
     documents: Sequence[HostDocument], wanted: Sequence[ResolvedModel], current: Sequence[Instance]
 ) -> tuple[Plan, float]:
     """A plan and the CPU seconds that it took; it uses one core only."""
-    started = time.process_time()
+    plan, seconds, _ = timed_both(documents, wanted, current)
+    return plan, seconds
+
+
+def timed_both(
+    documents: Sequence[HostDocument], wanted: Sequence[ResolvedModel], current: Sequence[Instance]
+) -> tuple[Plan, float, float]:
+    """A plan, and the CPU and wall seconds that it took."""
+    started, started_wall = time.process_time(), time.perf_counter()
     plan = make_plan(documents, wanted, current, engine_version=DEFAULT_ENGINE_VERSION)
-    return plan, time.process_time() - started
+    return plan, time.process_time() - started, time.perf_counter() - started_wall
 
 
-def row(name: str, plan: Plan, seconds: float) -> dict[str, Any]:
-    """The figures of one plan."""
+def import_seconds() -> float:
+    """CPU seconds until the planner is imported, in a process of its own."""
+    before = os.times()
+    subprocess.run([sys.executable, "-c", "import fleet.planning"], check=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def row(name: str, plan: Plan, seconds: float, wall_seconds: float, limit_s: float, **more: Any) -> dict[str, Any]:
+    """The figures of one plan and its limits."""
     return {
         "case": name,
-        "seconds": round(seconds, 3),
+        "cpu_seconds": round(seconds, 3),
+        "wall_seconds": round(wall_seconds, 3),
+        "limit_s": limit_s,
         "instances": len(plan.instances),
         "gpus_used": plan.summary.gpus_used,
         "gpus_lower_bound": plan.summary.gpus_lower_bound,
@@ -145,7 +170,22 @@ def row(name: str, plan: Plan, seconds: float) -> dict[str, Any]:
         "refused": len(plan.refused),
         "moves": len(plan.moves),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **more,
     }
+
+
+def misses(one: dict[str, Any]) -> list[str]:
+    """The limits that one case misses, in words."""
+    found = []
+    if one["cpu_seconds"] > one["limit_s"]:
+        found.append(f"{one['cpu_seconds']} CPU seconds, {one['limit_s']} are allowed")
+    if one["gap_fraction"] > MOST_GAP:
+        found.append(f"a gap of {one['gap_fraction']:.2%}, {MOST_GAP:.0%} is allowed")
+    if one["peak_memory_mib"] > LIMIT_MIB:
+        found.append(f"{one['peak_memory_mib']} MiB, {LIMIT_MIB} are allowed")
+    if one["moves"] != one.get("instances_lost", 0):
+        found.append(f"{one['moves']} moves for {one.get('instances_lost', 0)} instances lost")
+    return [f"{one['case']}: {problem}" for problem in found]
 
 
 def main() -> int:
@@ -157,21 +197,23 @@ def main() -> int:
     args = parser.parse_args()
     rows = []
     seed = models([(name, name, rate, more) for name, rate, more in SEED_MODELS])
-    plan, seconds = timed(hosts({"box": seed_box()}), seed, ())
-    rows.append(row("seed's box", plan, seconds) | {"limit_s": 1.0})
+    rows.append(row("seed's box", *timed_both(hosts({"box": seed_box()}), seed, ()), 1.0))
     wanted = many_models(args.models, 8 * args.hosts)
     documents = hosts({f"h{index:04d}": large_host(f"h{index:04d}") for index in range(args.hosts)})
-    plan, seconds = timed(documents, wanted, ())
-    rows.append(row(f"{args.hosts} hosts", plan, seconds) | {"limit_s": 10.0, "limit_gap": 0.01})
+    plan, seconds, wall = timed_both(documents, wanted, ())
+    rows.append(row(f"{args.hosts} hosts", plan, seconds, wall, 10.0))
     lost = documents[args.hosts // 2].name
     on_lost = sum(1 for one in plan.instances if lost in one.hosts)
     left = [replace(one, instances=()) for one in documents if one.name != lost]
-    again, seconds = timed(left, wanted, plan.instances)
-    rows.append(row(f"{lost} lost", again, seconds) | {"limit_s": 3.0, "instances_lost": on_lost})
+    again = timed_both(left, wanted, plan.instances)
+    rows.append(row(f"{lost} lost", *again, 3.0, instances_lost=on_lost))
     for one in rows:
         sys.stdout.write(json.dumps(one) + "\n" if args.json else "  ".join(f"{k}: {v}" for k, v in one.items()) + "\n")
-    missed = [one for one in rows if one["seconds"] > one["limit_s"] or one["gap_fraction"] > one.get("limit_gap", 1.0)]
-    return 1 if missed or rows[-1]["moves"] != on_lost else 0
+    if not args.json:
+        sys.stdout.write(f"importing the planner: {import_seconds():.2f} CPU seconds\n")
+    missed = [problem for one in rows for problem in misses(one)]
+    sys.stderr.writelines(f"missed: {problem}\n" for problem in missed)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
