@@ -97,7 +97,7 @@ def kills(scratch: pathlib.Path, chance: random.Random, count: int) -> list[dict
             # `slow` never ends by itself: its module's package sleeps while it is configured.
             on_all(
                 f"systemd-run --quiet --on-active={after_s:.1f} --timer-property=AccuracySec=100ms sh -c "
-                "'pkill -9 -f AnsiballZ_fleet_driver; pkill -9 apt-get; pkill -9 dpkg; pkill -9 -f postinst; true'"
+                "'pkill -9 -f [A]nsiballZ_fleet_driver; pkill -9 apt-get; pkill -9 dpkg; pkill -9 -f [s]leep.300; true'"
             )
             done = play(
                 nvidia_driver_source="nvidia_repo",

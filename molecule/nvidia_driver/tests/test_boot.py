@@ -45,7 +45,7 @@ def boot(node):
 @pytest.fixture
 def as_hosts():
     """Nodes that look like hosts with kernels of their own until they are restarted, and that show an old module."""
-    on_all("rm -f /run/.containerenv /run/systemd/container")
+    on_all("umount /run/.containerenv 2>/dev/null; rm -f /run/.containerenv /run/systemd/container")
     on_all(ENGINE)
     for node in NODES:
         show_loaded(node, "470.256.02")

@@ -17,6 +17,8 @@ MODULE = "nvidia-kernel-open-dkms"
 def repositories(tmp_path_factory):
     network = json.loads((CHECKOUT / "build" / "lab" / LAB / "addresses.json").read_text())["l40s-01"]
     gateway = network.rpartition(".")[0] + ".1"
+    # The lab keeps downloaded packages, and apt takes one of the right name and size without another look.
+    on_all("rm -f /var/cache/apt/archives/*_580.* /var/cache/apt/archives/*_590.*")
     with Repositories(tmp_path_factory.mktemp("repositories"), gateway) as served:
         yield served
 
@@ -76,7 +78,7 @@ def test_check_mode_tells_what_would_come_and_changes_nothing(repositories):
 @pytest.mark.parametrize(
     ("repository", "variables", "problem"),
     [
-        ("missing", {}, "404"),
+        ("missing", {}, "does not have a Release file"),
         ("stranger", {}, "not signed"),
         ("corrupt", {}, "libcuda1"),
         ("good", {"nvidia_driver_version": "580.10.01"}, "no version 580.10.01 that all packages have"),
@@ -96,7 +98,8 @@ def test_package_that_cannot_be_configured_is_rolled_back(nvidia):
     before = state()
     done = nvidia("unconfigurable")
     assert not done.ok
-    assert done.words.count("rolled back, the host is as it was") == len(NODES), done.output
+    assert done.words.count("rolled back, the host is as it was") >= len(NODES), done.output
+    assert "rolled back, but" not in done.words
     assert "post-installation script" in done.words
     assert state() == before
 
