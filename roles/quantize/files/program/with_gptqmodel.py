@@ -1,4 +1,4 @@
-"""GPTQ with activation ordering at run time (``g_idx``) by GPTQModel, written as its own format."""
+"""GPTQ with activation ordering by GPTQModel, written as its own format."""
 
 from __future__ import annotations
 
@@ -39,11 +39,13 @@ def quantize(
         told: is told how many layers of how many are done.
         layers_directory: where finished layers are kept until all are.
     """
+    by_index = recipe["method"] == "gptq_g_idx"
     config = QuantizeConfig(
         bits=recipe["bits"],
         group_size=recipe["group_size"],
-        desc_act=True,
-        act_group_aware=False,
+        # With g_idx the order holds across groups, and every engine has to look it up; without, inside the groups only.
+        desc_act=by_index,
+        act_group_aware=not by_index,
         sym=True,
         damp_percent=recipe["dampening"],
         offload_to_disk_path=str(layers_directory / "offload"),
