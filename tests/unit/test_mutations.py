@@ -21,6 +21,8 @@ def base_facts():
             "driver_version": "580.1",
             "cuda_driver_version": 13000,
             "provisional": False,
+            "memory_total_bytes": 512 * 1024**3,
+            "disk": [{"path": "/var/lib/l40s-fleet", "free_bytes": 1024**4}],
             "instances": [
                 {
                     "id": "m-1",
@@ -30,6 +32,7 @@ def base_facts():
                     "env": {},
                     "port": 8100,
                     "reasons": ["x"],
+                    "sharing": {"ways": 2, "seat": 0, "starts_after": []},
                 }
             ],
         },
@@ -57,7 +60,8 @@ def base_models():
             "labels": ["fast"],
             "pins": [{"host": "a", "gpus": [1]}],
             "spread_over_hosts": True,
-            "allow_multi_node": False,
+            "allow_multi_node": True,
+            "share_gpus": "auto",
         },
         lora={"max_loras": 1, "max_rank": 8},
         limit_mm_per_prompt={"image": 1},
