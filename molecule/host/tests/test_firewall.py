@@ -44,6 +44,18 @@ def test_other_ports_are_left_alone(host):
         host.check_output("systemctl stop lab-other-port")
 
 
+def test_ports_of_workers_are_closed_to_everybody_else(host):
+    host.check_output("systemd-run --quiet --unit=lab-worker python3 -m http.server 40123")
+    try:
+        assert any(connects("l40s-01", "l40s-01", 40123) for _ in range(5))
+        assert not connects("l40s-02", "l40s-01", 40123)
+        assert not connects("gw-01", "l40s-01", 40123)
+        # This host's own connections, whose answers arrive at such ports.
+        assert connects("l40s-01", "gw-01", 22)
+    finally:
+        host.check_output("systemctl stop lab-worker")
+
+
 def test_the_sets_hold_who_was_named(host):
     table = host.check_output(TABLE)
     for address in (ADDRESSES["gw-01"], "198.18.0.9", "2001:db8::9", "198.18.1.0/24"):
