@@ -214,7 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None or (repository.private and not known):
             self.answer(401, b'{"error": "Repository not found"}', **{"X-Error-Code": "RepoNotFound"})
         elif self.headers.get("Authorization") and not known:
-            self.answer(401, b'{"error": "Invalid credentials"}')
+            self.answer(401, b"{}", **{"X-Error-Message": "Invalid credentials in Authorization header"})
         elif repository.gated and content and not known:
             self.answer(
                 401, b"{}", **{"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {name} is restricted"}
