@@ -45,6 +45,8 @@ _LIGHT = 1e-3
 # much wider, and have so many times the prompts behind.
 _SPREAD_FACTOR = 1.12
 _BEHIND_FACTOR = 1.5
+# More prompts than this in a full step are many.
+_MANY_PROMPTS = 4.0
 # Prompts meet more running sequences than the mean when they wait longest: as many standard deviations.
 _BUSY_DEVIATIONS = 0.5
 
@@ -234,7 +236,7 @@ class CapacityModel:
             row = self._steps.at(self._met(sequences))
             added_s = self._steps.prompt_added_s(row, max(step_s, row.decode_s), rate)
             busy = min(rate * added_s, 0.999)
-            behind = _behind(rate * row.full_interval_s / row.full_step_prompts)
+            behind = _behind(row, rate, added_s)
             step_s = (row.decode_s + added_s * behind / max(self._output - 1, 1)) / (1.0 - busy)
             needed = rate * max(self._output - 1, 1) * step_s
             following = 0.5 * (sequences + min(needed, most))
@@ -274,7 +276,10 @@ class CapacityModel:
         variance = elasticity * (elasticity * of_average / relaxed + 2.0 * prompts * together) + prompts * prompts
         row = self._steps.at(met)
         waited = added_s / (max(self._output - 1, 1) * mean_tpot_s)
-        behind = _behind(rate * row.full_interval_s / row.full_step_prompts)
+        behind = _behind(row, rate, added_s)
+        if exp(-rate * (self._output - 1) * mean_tpot_s - behind) >= share:
+            # So many requests live without any prompt being computed beside them.
+            return row.decode_s
         spread = _SPREAD_FACTOR * sqrt(variance / met + behind * waited * waited)
         # Half the variance comes on top of the mean, since steps lengthen faster than sequences grow.
         quantile_s = mean_tpot_s * (1.0 + 0.5 * spread**2) * (1.0 + z * spread + (z * z - 1.0) * spread**2 / 3.0)
@@ -369,13 +374,16 @@ class CapacityModel:
         return inf
 
 
-def _behind(busy: float) -> float:
+def _behind(row: StepRow, rate: float, added_s: float) -> float:
     """Prompts that have come while one's own waited and was computed: they are computed beside its first tokens.
 
-    As many as an M/D/1 queue leaves behind that is busy for this share of the time, and those that came in the steps
-    before it began.
+    As many as an M/D/1 queue leaves behind, and those that came in the steps before it began. That queue is busy as
+    long as steps are full where a prompt takes whole steps, and as long as prompts add to them where many share one.
     """
-    busy = min(busy, 0.95)
+    busy = rate * added_s
+    full = rate * row.full_interval_s / row.full_step_prompts
+    busy += (full - busy) / max(1.0, row.full_step_prompts / _MANY_PROMPTS)
+    busy = min(max(busy, 0.0), 0.95)
     return _BEHIND_FACTOR * (busy + busy * busy / (2.0 * (1.0 - busy)))
 
 
