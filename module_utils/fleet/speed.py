@@ -201,6 +201,9 @@ class SpeedModel:
         self._kv_dtype = "fp8" if options.kv_cache_dtype.startswith("fp8") else "bfloat16"
         self._tensor_size = options.tensor_parallel_size
         self._stages = self._build_stages(effective_quantization(model, options))
+        # Most stages of a pipeline are alike and are computed once.
+        self._bodies = tuple(dict.fromkeys(stage.layers for stage in self._stages))
+        self._body_of = tuple(self._bodies.index(stage.layers) for stage in self._stages)
         self._capture_limit = 0 if options.enforce_eager else min(_LARGEST_CAPTURE, 2 * options.max_num_seqs)
         self._layers_cache: dict[tuple[int, int], Time] = {}
         self._head_cache: dict[int, Time] = {}
@@ -261,9 +264,10 @@ class SpeedModel:
         rows = decode_sequences * query_tokens + prefill_sequences
         total = NO_TIME
         slowest = 0.0
-        for index, stage in enumerate(self._stages):
-            time = self._layers_time(index, padded)
-            for layer in stage.layers:
+        bodies = []
+        for body, layers in enumerate(self._bodies):
+            time = self._layers_time(body, padded)
+            for layer in layers:
                 time = time.plus(
                     self._attention_time(
                         layer,
@@ -275,6 +279,9 @@ class SpeedModel:
                         prefill_past_tokens=prefill_past_tokens,
                     )
                 )
+            bodies.append(time)
+        for stage, body in zip(self._stages, self._body_of, strict=True):
+            time = bodies[body]
             if stage.last:
                 time = time.plus(self._head_time(rows))
             if not in_graph:
@@ -382,13 +389,13 @@ class SpeedModel:
 
     # -- kernels --------------------------------------------------------------------------------------------------
 
-    def _layers_time(self, stage: int, tokens: int) -> Time:
+    def _layers_time(self, body: int, tokens: int) -> Time:
         """All of a stage but attention and head, for ``tokens`` tokens."""
-        key = (stage, tokens)
+        key = (body, tokens)
         cached = self._layers_cache.get(key)
         if cached is None:
             cached = NO_TIME
-            for layer in self._stages[stage].layers:
+            for layer in self._bodies[body]:
                 cached = cached.plus(self._layer_time(layer, tokens).times(layer.count))
             if len(self._layers_cache) < 1 << 16:
                 self._layers_cache[key] = cached
