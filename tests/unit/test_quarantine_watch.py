@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pynvml
 import pytest
+import yaml
 from fleet.quarantine_state import read_state
 from fleet.quarantine_watch import Places, Watch, main
-from probe_node import GPUS, UUIDS, Node, simulated_library
+from probe_node import CHECKOUT, GPUS, UUIDS, Node, simulated_library
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,3 +152,19 @@ def test_the_command_line(host: Host, capsys: pytest.CaptureFixture[str]) -> Non
     error = capsys.readouterr().err
     assert error.startswith(f"{host.places.state}: ")
     assert error.count("\n") == 1
+
+
+def test_the_role_installs_all_that_the_program_imports(tmp_path: Path) -> None:
+    variables = yaml.safe_load((CHECKOUT / "roles/quarantine/vars/main.yml").read_text())
+    for name in variables["quarantine_sources"]:
+        target = tmp_path / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(CHECKOUT / "module_utils" / name, target)
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import pynvml; from fleet.quarantine_watch import main; "
+    program += "sys.exit(main(pynvml, sys.argv[2:]))"
+    arguments = [str(tmp_path), "--state", str(tmp_path / "quarantine.json"), "status"]
+    # Isolated: nothing of this checkout or its environment is on the path.
+    done = subprocess.run(
+        ["/usr/bin/python3", "-I", "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{}\n", "")
