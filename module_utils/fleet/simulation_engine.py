@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 # vLLM's default on GPUs.
 DEFAULT_BLOCK_SIZE = 16
-# Step times of decode alone are remembered for contexts rounded to so many tokens, 0.1 % of a step at most.
+# Step times are remembered for contexts rounded to so many tokens, 0.1 % of a step at most.
 _CONTEXT_GRAIN = 16
+_MOST_REMEMBERED = 1 << 17
 
 
 class SimulatedRequest:
@@ -92,6 +93,7 @@ class StepTimes:
     def __init__(self, speed: SpeedModel) -> None:
         self.speed = speed
         self._decode: dict[tuple[int, int], tuple[float, float]] = {}
+        self._mixed: dict[tuple[object, ...], tuple[float, float]] = {}
 
     def decode(self, sequences: int, context_tokens: int) -> tuple[float, float]:
         """Latency and interval of a step of ``sequences`` with ``context_tokens`` in all."""
@@ -105,15 +107,22 @@ class StepTimes:
 
     def mixed(self, sequences: int, context_tokens: int, chunks: Sequence[tuple[int, int]]) -> tuple[float, float]:
         """As ``decode``, with prompt chunks of (tokens, tokens before them) beside."""
-        step = self.speed.aggregate_step(
-            sequences,
-            context_tokens / sequences if sequences else 0.0,
-            prefill_tokens=sum(tokens for tokens, _ in chunks),
-            prefill_pairs=sum(tokens * (past + 0.5 * (tokens + 1)) for tokens, past in chunks),
-            prefill_past_tokens=sum(past for _, past in chunks),
-            prefill_sequences=len(chunks),
-        )
-        return step.seconds, step.interval_s
+        grain = round(context_tokens / (sequences * _CONTEXT_GRAIN)) if sequences else 0
+        key = (sequences, grain, *chunks)
+        found = self._mixed.get(key)
+        if found is None:
+            step = self.speed.aggregate_step(
+                sequences,
+                float(grain * _CONTEXT_GRAIN),
+                prefill_tokens=sum(tokens for tokens, _ in chunks),
+                prefill_pairs=sum(tokens * (past + 0.5 * (tokens + 1)) for tokens, past in chunks),
+                prefill_past_tokens=sum(past for _, past in chunks),
+                prefill_sequences=len(chunks),
+            )
+            if len(self._mixed) > _MOST_REMEMBERED:
+                self._mixed.clear()
+            found = self._mixed[key] = (step.seconds, step.interval_s)
+        return found
 
 
 class _Lane:
