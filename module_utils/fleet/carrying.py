@@ -50,6 +50,7 @@ class Carrying:
         self._capacities: dict[tuple[object, ...], Capacity] = {}
         self._known_facts: dict[int, tuple[ModelFacts, str]] = {}
         self._bounds: dict[tuple[object, ...], float] = {}
+        self._carried: dict[tuple[object, ...], bool] = {}
 
     def why_not(
         self, facts: ModelFacts, gpu: GpuModel, options: EngineOptions, kv_cache_tokens: int, traffic: Traffic
@@ -79,10 +80,13 @@ class Carrying:
         requests_per_second: float,
     ) -> bool:
         """Whether the objectives hold at this rate; cheaper than the capacity."""
-        model = self._model(facts, gpu, options, kv_cache_tokens, traffic)
-        if isinstance(model, FleetError):
-            return False
-        return model.violated(requests_per_second, traffic.objectives) is None
+        key = (*self._key(facts, gpu, options, kv_cache_tokens, traffic), requests_per_second)
+        if key not in self._carried:
+            model = self._model(facts, gpu, options, kv_cache_tokens, traffic)
+            self._carried[key] = (
+                not isinstance(model, FleetError) and model.violated(requests_per_second, traffic.objectives) is None
+            )
+        return self._carried[key]
 
     def capacity(
         self, facts: ModelFacts, gpu: GpuModel, options: EngineOptions, kv_cache_tokens: int, traffic: Traffic

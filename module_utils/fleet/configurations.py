@@ -32,7 +32,11 @@ ON_LOAD = ("fp8",)
 # Less faithful than need be, as ``Shape.precision`` names it: the weights, the KV cache, both.
 LESS_FAITHFUL = ("fp8", "kv_fp8", "fp8+kv_fp8")
 # Chunks of prompts that are tried beside vLLM's default: a decode step is as long as the prompt tokens in it make it.
-_CHUNK_TOKENS = (512, 768, 1024, 384, 4096)
+_CHUNK_TOKENS = (384, 512, 768, 1024, 4096)
+# The first that is tried: with the running sequences its steps still fit the largest CUDA graph. Then, those near the
+# better of it and the default.
+_FIRST_CHUNK = 512
+_NEAR_FIRST, _NEAR_DEFAULT, _BETWEEN = (384, 768), (1024, 4096), (768,)
 # What has to be on one GPU before tensor parallelism over PCIe is given more than two ranks.
 _PREFERRED_TENSOR_PARALLEL = 2
 # Tensor groups of more GPUs than this carry less over PCIe than the same GPUs in smaller groups.
@@ -234,18 +238,32 @@ class Configurations:
             )
             if max(bounds) * _BOUND_SLACK < than * _WORTH_IT:
                 return None
-        best: Configuration | None = None
-        for tokens in (0, *chunks):
-            one = self.of_shape(model, gpu, replace(found.shape, max_num_batched_tokens=tokens))
-            if isinstance(one, Misfit):
-                continue
-            floor = max(than, (best.capacity_requests_per_s or 0.0) if best else 0.0)
-            if floor > 0.0 and traffic is not None:
-                asked = (model.facts, gpu, one.options, one.estimate.kv_cache_tokens_planned)
-                if not self._carrying.carries(*asked, traffic, requests_per_second=floor * _WORTH_IT):
-                    continue
-            best = self.with_capacity(model, gpu, one)
+        best = self._better(model, gpu, found.shape, than, None)
+        if _FIRST_CHUNK not in chunks:
+            return best
+        small = replace(found.shape, max_num_batched_tokens=_FIRST_CHUNK)
+        best = self._better(model, gpu, small, than, best)
+        near: tuple[int, ...] = _BETWEEN
+        if best is not None:
+            near = _NEAR_FIRST if best.shape.max_num_batched_tokens else _NEAR_DEFAULT
+        for tokens in near:
+            if tokens in chunks:
+                best = self._better(model, gpu, replace(small, max_num_batched_tokens=tokens), than, best)
         return best
+
+    def _better(
+        self, model: ResolvedModel, gpu: GpuModel, shape: Shape, than: float, best: Configuration | None
+    ) -> Configuration | None:
+        """This shape where it carries more than ``than`` and ``best``, otherwise ``best``."""
+        one, traffic = self.of_shape(model, gpu, shape), Traffic.of(model.request)
+        if isinstance(one, Misfit):
+            return best
+        floor = max(than, (best.capacity_requests_per_s or 0.0) if best else 0.0)
+        if floor > 0.0 and traffic is not None:
+            asked = (model.facts, gpu, one.options, one.estimate.kv_cache_tokens_planned)
+            if not self._carrying.carries(*asked, traffic, requests_per_second=floor * _WORTH_IT):
+                return best
+        return self.with_capacity(model, gpu, one)
 
     def with_capacity(self, model: ResolvedModel, gpu: GpuModel, one: Configuration) -> Configuration:
         """The configuration with what it carries."""
