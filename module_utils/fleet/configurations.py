@@ -11,6 +11,7 @@ from .errors import FleetError
 from .memory import estimate_memory
 from .placement_problem import Shape
 from .quantization import choose_precision
+from .quantize_recipes import why_not_served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -291,6 +292,10 @@ class Configurations:
         if quantized is not None and not _is_as_asked(request.quantization, quantized):
             problem = f"the checkpoint is quantized ({quantized.method}), {request.quantization} was asked for"
             return Misfit(shape, "quantization", problem, options)
+        if quantized is not None and quantized.act_order and quantized.group_size > 0:
+            refused = why_not_served("gptq_g_idx", self._engine_version)
+            if refused is not None:
+                return Misfit(shape, "quantization", refused, options)
         if quantized is None and request.quantization in NEEDS_CHECKPOINT:
             problem = f"the checkpoint is not quantized, and the engine cannot make {request.quantization} of it"
             return Misfit(shape, "quantization", problem, options)

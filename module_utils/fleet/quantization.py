@@ -155,8 +155,11 @@ def _with_precision(
 def _weight_candidates(model: ModelFacts, quantization: str, forbidden: Sequence[str]) -> tuple[str, ...]:
     if model.quantization is not None:
         methods = {model.quantization.method, model.quantization.weight_format}
+        if methods == {"compressed-tensors", "int4"}:
+            # The format does not say which of the two found the scales.
+            methods |= {"awq", "gptq"}
         if quantization not in ("auto", *methods) and not (quantization == "int8" and "int8" in methods):
-            raise FleetError("quantization", f"{quantization!r} is forced, the checkpoint is {min(methods)!r}")
+            raise FleetError("quantization", f"{quantization!r} is forced, the checkpoint is {model.quantization.method!r}")
         return (model.quantization.method,)
     if quantization != "auto":
         return (quantization,)
