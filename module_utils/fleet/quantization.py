@@ -159,7 +159,8 @@ def _weight_candidates(model: ModelFacts, quantization: str, forbidden: Sequence
             # The format does not say which of the two found the scales.
             methods |= {"awq", "gptq"}
         if quantization not in ("auto", *methods) and not (quantization == "int8" and "int8" in methods):
-            raise FleetError("quantization", f"{quantization!r} is forced, the checkpoint is {model.quantization.method!r}")
+            own = model.quantization.method
+            raise FleetError("quantization", f"{quantization!r} is forced, the checkpoint is {own!r}")
         return (model.quantization.method,)
     if quantization != "auto":
         return (quantization,)
