@@ -12,7 +12,8 @@ from fleet.planning import make_plan
 from fleet.quantize_evidence import Evidence, Made, evidence_of
 from fleet.quantize_gate import Figures
 from fleet.quantize_jobs import plan_and_work
-from fleet.quantize_plan import preparation
+from fleet.quantize_plan import preparation, quantized_as
+from fleet.quantize_recipes import recipe
 from plan_samples import ENGINE, facts, host, model, resolved
 
 GOOD = Figures(10.0, 10.2, 0.97, 8192)
@@ -257,3 +258,26 @@ def test_evidence_is_read_from_host_documents_and_what_is_broken_is_told():
     assert evidence.figures("unknown") is None
     assert len(notices) == 1
     assert notices[0].startswith("probe a: quantized[1] was left out")
+
+
+def checkpoint_of(made_by, **changes):
+    """A model whose source was quantized elsewhere."""
+    (one,) = known(model("m", quantization=changes.pop("quantization", "auto")))
+    quantized = replace(quantized_as(recipe(made_by)), **changes)
+    return [replace(one, facts=replace(one.facts, quantization=quantized))]
+
+
+@pytest.mark.parametrize("quantization", ["auto", "awq", "gptq"])
+def test_a_compressed_tensors_checkpoint_of_four_bits_is_what_it_is_called(quantization):
+    models = checkpoint_of("awq", method="compressed-tensors", quantization=quantization)
+    outcome, _ = run(facts("a"), models)
+    assert outcome.plan.refused == ()
+    assert outcome.preparations == {}
+
+
+def test_a_foreign_checkpoint_with_g_idx_is_refused_where_the_engine_would():
+    models = checkpoint_of("gptq", act_order=True)
+    outcome, _ = run(facts("a"), models)
+    assert "no longer loads checkpoints with g_idx" in outcome.plan.refused[0].explanation
+    outcome, _ = run(facts("a"), models, engine_version="0.24.0")
+    assert outcome.plan.refused == ()
