@@ -1,8 +1,8 @@
 """Discrete-event simulation of a fleet: what each model's requests see, and the load at which objectives break.
 
-Independent of the closed forms in ``capacity``: only the step times are shared. Models do not meet (a GPU serves one
-instance), so that each is simulated alone: Poisson arrivals, routed as the gateway does it, served by engines that
-schedule as vLLM does.
+Independent of the closed forms in ``capacity``: only the step times are shared. Models do not meet, so that each is
+simulated alone: Poisson arrivals, routed as the gateway does it, served by engines that schedule as vLLM does.
+Instances that share a GPU are slowed down as if all of them were always busy.
 
 A run warms up first, then requests that arrive within ``seconds`` are measured while the load goes on until all of
 them are done. What is not done after a further while is counted as missing every objective.
@@ -51,6 +51,7 @@ class SimulatedInstance:
         kv_cache_tokens: that its cache holds.
         weight: of the server at the gateway.
         async_scheduling: vLLM's argument; off for pooling models.
+        slowdown: how many times longer its steps take because others share its GPU.
     """
 
     model: str
@@ -60,6 +61,7 @@ class SimulatedInstance:
     kv_cache_tokens: int
     weight: float = 1.0
     async_scheduling: bool = True
+    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,12 @@ class Simulation:
             return _nothing(model, rate)
         chosen = _representatives(mine, options.representatives)
         engines = [
-            SimulatedEngine(self._step_times(one), one.kv_cache_tokens, async_scheduling=one.async_scheduling)
+            SimulatedEngine(
+                self._step_times(one),
+                one.kv_cache_tokens,
+                async_scheduling=one.async_scheduling,
+                slowdown=one.slowdown,
+            )
             for one in chosen
         ]
         arrivals = Arrivals(
@@ -340,9 +347,9 @@ def _representatives(mine: Sequence[SimulatedInstance], most: int | None) -> lis
         return list(mine)
     kinds: dict[tuple[object, ...], list[SimulatedInstance]] = {}
     for one in mine:
-        kinds.setdefault((id(one.facts), one.gpu.kind, repr(one.options), one.kv_cache_tokens, one.weight), []).append(
-            one
-        )
+        kinds.setdefault(
+            (id(one.facts), one.gpu.kind, repr(one.options), one.kv_cache_tokens, one.weight, one.slowdown), []
+        ).append(one)
     chosen: list[SimulatedInstance] = []
     for members in kinds.values():
         chosen += members[: max(1, round(len(members) * most / len(mine)))]

@@ -162,12 +162,15 @@ class SimulatedEngine:
         times: its step times.
         kv_cache_tokens: tokens that its KV cache holds.
         async_scheduling: vLLM's argument; off for pooling models.
+        slowdown: how many times longer steps take, where other engines have slices of the GPU's time.
 
     Raises:
         FleetError: a step has no room for one token of every sequence, or the cache none for one block.
     """
 
-    def __init__(self, times: StepTimes, kv_cache_tokens: int, *, async_scheduling: bool = True) -> None:
+    def __init__(
+        self, times: StepTimes, kv_cache_tokens: int, *, async_scheduling: bool = True, slowdown: float = 1.0
+    ) -> None:
         options = times.speed.options
         if options.max_num_batched_tokens < options.max_num_seqs:
             raise FleetError(
@@ -185,6 +188,7 @@ class SimulatedEngine:
         self.fewest_free_blocks = self.total_blocks
         self.computed_tokens = 0
         self._times = times
+        self._slowdown = slowdown
         self._budget = options.max_num_batched_tokens
         self._max_num_seqs = options.max_num_seqs
         self._stages = options.pipeline_parallel_size
@@ -276,10 +280,10 @@ class SimulatedEngine:
             self._start_decoding(request, lane, batch)
         self.fewest_free_blocks = min(self.fewest_free_blocks, self.free_blocks)
         times = self._times
-        step_s = times.mixed(sequences, context, chunks) if chunks else times.decode(sequences, context)
+        latency_s, interval_s = times.mixed(sequences, context, chunks) if chunks else times.decode(sequences, context)
         # The tokens that the lane's last batch sampled are this one's input.
         ready_s = max(now_s, lane.done_s) if sequences else now_s
-        batch.done_s = lane.done_s = self._passed(ready_s, *step_s)
+        batch.done_s = lane.done_s = self._passed(ready_s, self._slowdown * latency_s, self._slowdown * interval_s)
         return batch
 
     def _blocks(self, tokens: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +61,16 @@ def simulation_of(plan: Plan, *, where: str) -> tuple[Simulation, dict[str, str]
         weights |= gateway_weights(
             {one.id: sequences_at_capacity(one.speed) for one in plan.instances if one.model == name}
         )
+    on_gpu = Counter(place for one in plan.instances for place in one.gpus)
     instances = [
         _instance(one, facts[one.model], kinds, weights.get(one.id, 1), where=where, path=f"instances[{index}]")
         for index, one in enumerate(plan.instances)
         if one.model in facts
+    ]
+    # Engines on one GPU take turns.
+    instances = [
+        replace(simulated, slowdown=float(max(on_gpu[place] for place in one.gpus)))
+        for simulated, one in zip(instances, (one for one in plan.instances if one.model in facts), strict=True)
     ]
     simulation = Simulation(instances, models)
     positions = [index for index, one in enumerate(plan.instances) if one.model in facts]

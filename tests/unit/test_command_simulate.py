@@ -70,6 +70,14 @@ def test_a_table_for_people(document, simulate):
     assert "The fleet holds up to" in out
 
 
+def test_instances_on_one_gpu_slow_each_other_down(document, simulate):
+    shared = copy.deepcopy(document)
+    first, second = (next(one for one in shared["instances"] if one["model"] == name) for name in ("m", "q"))
+    second["shards"] = first["shards"]
+    apart, together = (json.loads(simulate(one, "--json")[1])["models"]["m"] for one in (document, shared))
+    assert together["tpot_ms"]["p50"] > 1.8 * apart["tpot_ms"]["p50"]
+
+
 def test_a_model_that_was_refused_meets_nothing(simulate):
     demand = {**DEMAND, "requests_per_second": 1}
     refused = plan(facts("a", gpus=1), [model("big", "llama-3-70b", demand=demand, objectives=OBJECTIVES)])

@@ -228,6 +228,12 @@ def test_the_largest_factor_is_where_objectives_break():
     assert not simulation.run(replace(options, factor=1.04 * found.factor))["m"].holds
 
 
+def test_engines_that_share_a_gpu_take_turns():
+    alone = Simulation([served()], [asked(1.0)]).run(SimulationOptions(seconds=60))["m"]
+    shared = Simulation([replace(served(), slowdown=2.0)], [asked(1.0)]).run(SimulationOptions(seconds=60))["m"]
+    assert shared.tpot_s[50.0] > 1.9 * alone.tpot_s[50.0]
+
+
 def test_few_representatives_stand_for_many_equal_instances():
     many = Simulation([served() for _ in range(24)], [asked(24 * 4.0)])
     all_of_them = many.run(SimulationOptions(seconds=60))["m"]
