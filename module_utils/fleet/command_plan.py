@@ -14,12 +14,15 @@ from .model_sources import read_models_file, read_text, resolve_models
 from .plan_document import canonical_json, parse_instance, plan_from_json, plan_to_document
 from .plan_table import plan_table
 from .planning import DEFAULT_PORT_BASE, make_plan
+from .quantize_evidence import Evidence
+from .quantize_plan import plan_with_quantized
 from .requests import host_name_faults
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from .configurations import ResolvedModel
     from .host_document import HostDocument
     from .plan_document import Instance, Plan
 
@@ -55,14 +58,22 @@ def run(args: argparse.Namespace) -> int:
     models, _ = resolve_models(requests, args.models, with_checkpoints=False)
     if args.calibration:
         load_json(read_text(args.calibration), where=args.calibration)
-    plan = make_plan(
-        hosts,
-        models,
-        _current(args, hosts),
-        engine_version=args.engine_version,
-        port_base=args.port_base,
-        optimize=args.optimize,
-    )
+    current = _current(args, hosts)
+
+    def make(wanted: Sequence[ResolvedModel]) -> Plan:
+        return make_plan(
+            hosts,
+            wanted,
+            current,
+            engine_version=args.engine_version,
+            port_base=args.port_base,
+            optimize=args.optimize,
+        )
+
+    # Where a model leaves its precision open, a refusal with the nearest change says more than a checkpoint nobody makes.
+    plan = plan_with_quantized(
+        make, models, Evidence(), engine_version=args.engine_version, enabled=True, choose=False
+    ).plan
     text = canonical_json(plan_to_document(plan))
     if args.output:
         Path(args.output).write_text(text, encoding="utf-8")

@@ -102,6 +102,7 @@ def plan_with_quantized(
     enabled: bool,
     texts: Mapping[str, Text] | None = None,
     unmakeable: Mapping[str, str] | None = None,
+    choose: bool = True,
 ) -> Outcome:
     """Make the plan with quantized checkpoints that are there or can be made.
 
@@ -117,6 +118,7 @@ def plan_with_quantized(
         enabled: whether checkpoints may be made; those that are there are used in any case.
         texts: users' texts by model.
         unmakeable: by model, why no checkpoint of it can be made now.
+        choose: quantize models that leave the choice open, where nothing else places them.
 
     Raises:
         FleetError: a ``quantize`` that contradicts ``quantization``, or a parameter that a method has no use for.
@@ -135,7 +137,7 @@ def plan_with_quantized(
         name, method = model.request.name, wanted_method(model)
         chosen[name] = model
         if method is None:
-            if model.request.quantization == "auto" and can_be_made(model.facts):
+            if choose and model.request.quantization == "auto" and can_be_made(model.facts):
                 open_choice[name] = model
             continue
         one = preparation(model, method, texts.get(name))
