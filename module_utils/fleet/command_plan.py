@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             optimize=args.optimize,
         )
 
-    # Where a model leaves its precision open, a refusal with the nearest change says more than a checkpoint nobody makes.
+    # Where the precision is left open, a refusal with the nearest change says more than a checkpoint nobody makes.
     plan = plan_with_quantized(
         make, models, Evidence(), engine_version=args.engine_version, enabled=True, choose=False
     ).plan

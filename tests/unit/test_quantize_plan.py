@@ -12,7 +12,7 @@ from fleet.planning import make_plan
 from fleet.quantize_evidence import Evidence, Made, evidence_of
 from fleet.quantize_gate import Figures
 from fleet.quantize_jobs import plan_and_work
-from fleet.quantize_plan import preparation, quantized_as
+from fleet.quantize_plan import plan_with_quantized, preparation, quantized_as
 from fleet.quantize_recipes import recipe
 from plan_samples import ENGINE, facts, host, model, resolved
 
@@ -281,3 +281,15 @@ def test_a_foreign_checkpoint_with_g_idx_is_refused_where_the_engine_would():
     assert "no longer loads checkpoints with g_idx" in outcome.plan.refused[0].explanation
     outcome, _ = run(facts("a"), models, engine_version="0.24.0")
     assert outcome.plan.refused == ()
+
+
+def test_without_a_choice_an_open_precision_is_not_quantized():
+    documents = parse_hosts(facts("a", gpus=1), where="facts.json")
+    models = known(model("m", **NEEDS_INT4), model("n", quantization="gptq", **NEEDS_INT4))
+
+    def make(wanted):
+        return make_plan(documents, wanted, (), engine_version=ENGINE)
+
+    outcome = plan_with_quantized(make, models, Evidence(), engine_version=ENGINE, enabled=True, choose=False)
+    assert list(outcome.preparations) == ["n"]
+    assert [one.model for one in outcome.plan.refused] == ["m"]
