@@ -164,7 +164,7 @@ def _distro_packages(
         return names, names
     if branch == system.distro_branches[0]:
         module = "nvidia-open-kernel-dkms" if open_modules else "nvidia-kernel-dkms"
-        versioned = (module, "libcuda1", "libnvidia-ml1", "nvidia-smi")
+        versioned = (module, "libcuda1", "libnvidia-ml1", "libnvidia-cfg1", "nvidia-smi")
         return (*versioned, "nvidia-persistenced"), versioned
     # Debian keeps older branches under the name of the Tesla line, with the proprietary module only.
     if open_modules:
@@ -177,6 +177,7 @@ def _distro_packages(
         f"nvidia-{tesla}-kernel-dkms",
         f"libnvidia-{tesla}-cuda1",
         f"libnvidia-{tesla}-ml1",
+        f"libnvidia-{tesla}-cfg1",
         f"nvidia-{tesla}-smi",
     )
     return (*versioned, "nvidia-persistenced"), versioned

@@ -60,6 +60,17 @@ def drivers(seed: int, count: int) -> dict:
         built("after a kernel upgrade, which no play took part in", began)
         assert play(nvidia_driver_source="distro").changed == 0
 
+        # Debian 13 has the older branch as well, with the proprietary module.
+        older_branch = {"nvidia_driver_branch": 535, "nvidia_driver_open_modules": False}
+        began = time.monotonic()
+        done = play("--limit", "l40s-02", nvidia_driver_source="distro", **older_branch)
+        assert done.ok, done.output
+        found = versions("l40s-02")
+        assert found["nvidia-tesla-535-kernel-dkms"].startswith("*535.")
+        assert not {"libcuda1", "libnvidia-cfg1", "nvidia-open-kernel-dkms"} & set(found)
+        built("downgrade of Debian 13 to branch 535", began)
+        assert play(nvidia_driver_source="distro").ok
+
         with tempfile.TemporaryDirectory() as scratch:
             figures["kills"] = kills(pathlib.Path(scratch), random.Random(seed), count)  # noqa: S311 (moments)
 

@@ -233,6 +233,7 @@ class TestCatalog:
                     "nvidia-tesla-535-kernel-dkms",
                     "libnvidia-tesla-535-cuda1",
                     "libnvidia-tesla-535-ml1",
+                    "libnvidia-tesla-535-cfg1",
                     "nvidia-tesla-535-smi",
                     "nvidia-persistenced",
                 ),
