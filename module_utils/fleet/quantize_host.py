@@ -328,6 +328,8 @@ class QuantizeHost:
             # Damaged, or it would not have been made again.
             shutil.rmtree(directory)
         self._store.promote(Wanted(job.model, job.key, files), State(tuple(files), (), (), noted=False))
+        if not any(incoming.iterdir()):
+            incoming.rmdir()
 
     def _is_whole(self, directory: Path, job: Job) -> bool:
         noted = read_note(directory)
