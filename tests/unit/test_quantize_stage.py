@@ -6,6 +6,7 @@ import json
 
 import pytest
 from fleet.errors import FleetError
+from fleet.plan_document import plan_to_document
 from fleet.plan_stage import StageInput, run_stage, validate
 from lab_code import tiny_models
 from plan_samples import ENGINE, facts, models_text
@@ -100,3 +101,15 @@ def test_a_text_that_cannot_be_read_is_told_before_any_host_is_asked(tmp_path, s
 def test_jobs_can_be_written_down(tmp_path, source):
     jobs = run_stage(stage(tmp_path, source)).quantize_jobs
     assert json.loads(json.dumps(jobs)) == jobs
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_next_run_writes_the_same_plan(tmp_path, source, refused):
+    key = run_stage(stage(tmp_path, source)).quantize_jobs["a"][0]["key"]
+    figures = BAD if refused else GOOD
+    kind = "quantize_rejected" if refused else "quantized"
+    records = {name: {kind: [{"key": key, "figures": figures, "files": FILES}]} for name in ("a", "b")}
+    first = run_stage(stage(tmp_path, source, records if refused else None))
+    running = dict(first.per_host)
+    second = run_stage(stage(tmp_path, source, records, applied=first.applied_document, running=running))
+    assert plan_to_document(second.plan) == plan_to_document(first.plan)
