@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from .placement_window import Addition, Rearrangement
 
 # Fleets up to this size are looked at as a whole, larger ones through windows.
-_WHOLE_FLEET_GPUS = 32
+_WHOLE_FLEET_GPUS = 24
 _WINDOW_GPUS = 24
 # So many windows without a gain end the search, and so many rearrangements.
 _MOST_FRUITLESS = 3
-_MOST_GAINS = 40
+_MOST_GAINS = 8
 
 
 def repair(placing: Placing, *, sharing: bool = False) -> bool:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from .placement_problem import GpuRoom, HostRoom, Placed, Shape, Wish
     from .placement_state import State
 
-# What has to be gained before anything is moved: a thousandth of one model's demand, or a replica that has to be there.
-LEAST_GAIN = UNITS // 1000
-_DETERMINISTIC_TIME = 0.2
+# What has to be gained before anything is moved: a hundredth of one model's demand, or a replica that has to be there.
+LEAST_GAIN = UNITS // 100
+_DETERMINISTIC_TIME = 0.1
 _GPU_COST = 10**5
 # Of a host's tensor groups of one size no more than this many are looked at; those inside a switch come first.
 _MOST_GROUPS = 300
