@@ -19,6 +19,7 @@ ExecStop=/bin/sh -c 'date +%%s >>/var/log/drained-%i'
 [Install]
 WantedBy=multi-user.target
 UNIT
+rm -f /var/log/drained-simulated-0
 systemctl daemon-reload
 systemctl enable --now --quiet vllm@simulated-0.service
 """
@@ -53,6 +54,7 @@ def as_hosts():
     for node in NODES:
         show_loaded(node, installed(node))
     on_all("systemctl disable --now --quiet vllm@simulated-0.service; rm -f /etc/systemd/system/vllm@.service")
+    on_all("echo podman >/run/systemd/container")
 
 
 def drivers(policy):
@@ -93,7 +95,6 @@ def test_host_whose_driver_does_not_come_back_stops_the_others(as_hosts):
 def test_hosts_are_drained_rebooted_and_back_in_service_one_after_the_other(as_hosts):
     before = {node: boot(node) for node in NODES}
     planned = {node: installed(node) for node in NODES}
-    on_all("rm -f /var/log/drained-simulated-0")
     waiting = [restart_when_down(node, lambda node=node: show_loaded(node, planned[node])) for node in NODES]
     done = drivers("when_needed")
     for thread in waiting:
