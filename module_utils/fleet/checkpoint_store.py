@@ -196,8 +196,9 @@ class CheckpointStore:
         # One after another where other checkpoints share what is replaced: their notes change with it.
         sums = {name: self._admit(wanted, name, spoilt=True) for name in state.damaged}
         with ThreadPoolExecutor(_READERS) as pool:
-            admitted = pool.map(lambda name: self._admit(wanted, name, spoilt=False), state.missing)
-            sums.update(zip(state.missing, admitted, strict=True))
+            admitted = {name: pool.submit(self._admit, wanted, name, spoilt=False) for name in state.missing}
+        # All have ended by now: what is right is kept, whichever was wrong.
+        sums |= {name: future.result() for name, future in admitted.items()}
         if directory.exists():
             for name in needed:
                 self._link(wanted.files[name].sha256, directory / name)

@@ -111,7 +111,8 @@ class SimulatedHub(ThreadingHTTPServer):
         self.token = token
         self.tree = tree
         self.repositories: dict[str, Repository] = {}
-        self.requests: list[dict] = []
+        self._requests: list[dict] = []
+        self._answering = 0
         self.faults: list[Fault] = []
         self.fault_file: Path | None = None
         self.log_file: Path | None = None
@@ -150,9 +151,22 @@ class SimulatedHub(ThreadingHTTPServer):
                     return fault
         return None
 
+    @property
+    def requests(self) -> list[dict]:
+        """The log, once all that is being answered is in it: a client has its answer before the log has."""
+        deadline = time.monotonic() + 5.0
+        while self._answering and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self._requests
+
+    def begin(self) -> None:
+        with self.lock:
+            self._answering += 1
+
     def note(self, entry: dict) -> None:
         with self.lock:
-            self.requests.append(entry)
+            self._answering -= 1
+            self._requests.append(entry)
             if self.log_file:
                 with self.log_file.open("a") as log:
                     log.write(json.dumps(entry) + "\n")
@@ -175,6 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.sent, self.status = 0, 0
+        self.server.begin()
         fault = self.server.fault(path, self.command)
         try:
             if fault and fault.kind.isdigit():

@@ -211,7 +211,7 @@ def test_curves_pass_through_the_planned_point(served):
 
 
 def test_an_instance_that_shares_its_gpu_has_a_curve_of_its_part():
-    entries = [wanted(name, config="qwen2.5-0.5b", placement={"share_gpus": "always"}) for name in ("one", "two")]
+    entries = [wanted(name, config="qwen2.5-0.5b", placement={"share_gpus": "auto"}) for name in ("one", "two")]
     made = plan(facts("a", gpus=1), entries)
     assert {one.sharing.ways for one in made.instances} == {2}
     drawn, _ = curves(made, curve_models(made, where="plan"), gpu_kinds(made, None, where="plan"), where="plan")
