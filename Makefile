@@ -54,10 +54,13 @@ engine-tests: test-lab ## Planned arguments against the real vLLM's parser, para
 conformance: test-lab ## Planned arguments against vLLM 0.33.0's own code on a simulated sm89 platform (downloads its wheel)
 	cd tests/conformance && python run_simulated_sm89.py
 
-bench: setup ## What the core costs: memory model and probe; closed forms against the simulation
+bench: setup ## What the core costs, and how good its answers are
 	python tests/bench/bench_memory.py
 	python tests/bench/bench_probe.py
+	python tests/bench/bench_placement.py
 	python tests/bench/bench_simulation.py
+	python tests/bench/bench_planners.py
+	python tests/bench/compare_serving.py
 
 molecule: setup ## Every molecule scenario on the lab's nodes
 	@scripts/molecule-all $(SCENARIOS)
