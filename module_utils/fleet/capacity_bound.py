@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# The number of sequences is bracketed to one part in so many.
+_BRACKET = 32
+
 if TYPE_CHECKING:
     from .capacity import Objectives
     from .speed import SpeedModel
@@ -52,13 +55,14 @@ def most_requests_per_second(
         return tokens / prompt_tokens / full.interval_s
     limit_s = None if objectives.tpot_ms is None else objectives.tpot_ms * 1e-3
     low, high = 1, most
-    while limit_s is not None and low < high:
-        middle = (low + high + 1) // 2
+    # The rate grows with the sequences, so that the upper end of a narrow bracket bounds it as well.
+    while limit_s is not None and high - low > max(1, high // _BRACKET):
+        middle = (low + high) // 2
         decode_s, added_s = step_s(middle)
         if decode_s + middle * added_s / following <= limit_s:
             low = middle
         else:
-            high = middle - 1
-    sequences = most if limit_s is None else low
+            high = middle
+    sequences = high
     decode_s, added_s = step_s(sequences)
     return sequences / (following * decode_s + sequences * added_s)

@@ -108,7 +108,8 @@ class Configurations:
         """The best precision for this shape, or why none fits."""
         key = (model.request.name, shape)
         if key not in self._known:
-            self._known[key] = self._examine(model, gpu, shape)
+            examine = self._with_chunk if shape.max_num_batched_tokens else self._examine
+            self._known[key] = examine(model, gpu, shape)
         return self._known[key]
 
     def smallest(
@@ -277,6 +278,19 @@ class Configurations:
         self._known[model.request.name, one.shape] = found
         return found
 
+    def _with_chunk(self, model: ResolvedModel, gpu: GpuModel, shape: Shape) -> Configuration | Misfit:
+        """The same shape with another chunk of prompts: what it takes in memory, in the precision that was chosen."""
+        base = self.of_shape(model, gpu, replace(shape, max_num_batched_tokens=0))
+        if isinstance(base, Misfit):
+            return replace(base, shape=shape)
+        options = replace(base.options, max_num_batched_tokens=shape.max_num_batched_tokens)
+        estimate = estimate_memory(model.facts, gpu, options)
+        if not estimate.fits:
+            return Misfit(shape, "memory", estimate.reason, options, estimate.missing_bytes)
+        words = _fitting_words(shape, estimate, base.quantization, options.kv_cache_dtype)
+        why = _why_this_chunk(shape, base.options.max_num_batched_tokens)
+        return Configuration(shape, options, estimate, base.quantization, (words, *base.reasons[1:], *why))
+
     def _examine(self, model: ResolvedModel, gpu: GpuModel, shape: Shape) -> Configuration | Misfit:
         request = model.request
         options = replace(
@@ -285,9 +299,6 @@ class Configurations:
             pipeline_parallel_size=shape.pipeline_parallel,
             engine_version=self._engine_version,
         )
-        default_tokens = options.max_num_batched_tokens
-        if shape.max_num_batched_tokens:
-            options = replace(options, max_num_batched_tokens=shape.max_num_batched_tokens)
         quantized = model.facts.quantization
         if quantized is not None and not _is_as_asked(request.quantization, quantized):
             problem = f"the checkpoint is quantized ({quantized.method}), {request.quantization} was asked for"
@@ -326,7 +337,7 @@ class Configurations:
             options=replace(choice.options, max_model_len=choice.estimate.max_model_len),
             estimate=choice.estimate,
             quantization=choice.quantization or "none",
-            reasons=(*_reasons(shape, choice.estimate, choice), *_why_this_chunk(shape, default_tokens)),
+            reasons=_reasons(shape, choice.estimate, choice),
         )
 
     def _misfit(
@@ -401,8 +412,6 @@ def _may_choose_chunk(model: ResolvedModel, options: EngineOptions) -> bool:
 
 
 def _why_this_chunk(shape: Shape, default_tokens: int) -> list[str]:
-    if not shape.max_num_batched_tokens:
-        return []
     tokens, longer = shape.max_num_batched_tokens, shape.max_num_batched_tokens > default_tokens
     why = "so that prompts take fewer steps" if longer else "so that decode steps with prompts beside them stay short"
     return [f"max_num_batched_tokens {tokens:,} instead of {default_tokens:,}, {why}: it carries more this way."]
@@ -451,14 +460,18 @@ def _is_as_asked(asked: str, quantized: QuantizationFacts) -> bool:
     return quantized.weight_format.startswith(asked)
 
 
-def _reasons(shape: Shape, estimate: MemoryEstimate, choice: PrecisionChoice) -> tuple[str, ...]:
-    precision = precision_words(choice.quantization or "none", choice.kv_cache_dtype or "auto")
+def _fitting_words(shape: Shape, estimate: MemoryEstimate, quantization: str, kv_cache_dtype: str) -> str:
+    precision = precision_words(quantization, kv_cache_dtype)
     where = f"one {shape.kind}" if shape.gpus == 1 else f"each of {shape.gpus} {shape.kind}"
-    lines = [
+    return (
         f"{precision[0].upper()}{precision[1:]}: {estimate.weights_bytes / _GIB:.1f} GiB on {where}, which leaves"
         f" {estimate.kv_cache_tokens_planned:,} tokens of KV cache, {estimate.max_concurrency:.1f} requests of"
         f" {estimate.max_model_len:,} tokens at a time."
-    ]
+    )
+
+
+def _reasons(shape: Shape, estimate: MemoryEstimate, choice: PrecisionChoice) -> tuple[str, ...]:
+    lines = [_fitting_words(shape, estimate, choice.quantization or "none", choice.kv_cache_dtype or "auto")]
     for other in choice.alternatives:
         if other.why_not is not None:
             words = precision_words(other.quantization, other.kv_cache_dtype)
