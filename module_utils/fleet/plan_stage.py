@@ -173,7 +173,7 @@ def run_stage(stage: StageInput) -> StageResult:
     moves = tuple(move_words(move, indices) for move in plan.moves)
     table = plan_table(plan, indices)
     if applied is not None and plan.same_decision(applied.plan):
-        plan = replace(plan, moves=applied.plan.moves)
+        plan = _as_it_was_made(plan, applied.plan)
     return StageResult(
         plan=plan,
         moves=moves,
@@ -292,6 +292,18 @@ def _record(
     notices.append(f"{problem}; what the applied plan says is used instead.")
     known = planned.get(identity)
     return known if known is not None and host in known.hosts else None
+
+
+def _as_it_was_made(plan: Plan, applied: Plan) -> Plan:
+    """The same decision with how it was reached: what already runs is neither moved nor chosen among much."""
+    if plan.models != applied.models:
+        return replace(plan, moves=applied.moves)
+    summary = replace(
+        plan.summary,
+        gpus_lower_bound=applied.summary.gpus_lower_bound,
+        gap_fraction=applied.summary.gap_fraction,
+    )
+    return replace(plan, moves=applied.moves, candidates=applied.candidates, summary=summary)
 
 
 def _applied_document(

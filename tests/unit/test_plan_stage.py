@@ -60,6 +60,29 @@ def test_a_second_run_changes_nothing(stage):
     assert second.moves == ()
 
 
+@pytest.mark.parametrize(
+    ("gpus", "entries"),
+    [
+        pytest.param(1, [model(name, config="qwen2.5-0.5b") for name in ("x", "y")], id="a shared GPU"),
+        pytest.param(
+            1,
+            [model("m", demand={"requests_per_second": 7}, objectives={"ttft_ms": 2000, "tpot_ms": 60})],
+            id="a precision that was given up",
+        ),
+        pytest.param(
+            2, [model(name, demand={"requests_per_second": 40}) for name in ("x", "y")], id="demand that is left"
+        ),
+    ],
+)
+def test_what_was_chosen_among_is_not_forgotten_by_a_second_run(tmp_path, gpus, entries):
+    stage = at(tmp_path, facts("a", gpus=gpus), *entries)
+    first = run_stage(stage)
+    assert first.plan.instances
+    second = run_stage(applied(first, stage))
+    assert second.plan == first.plan
+    assert second.applied_document == first.applied_document
+
+
 def test_a_move_is_told_once_and_kept_in_the_plan(stage):
     first = run_stage(stage)
     after = applied(first, stage)
