@@ -42,7 +42,7 @@ def test_a_second_run_changes_nothing(lab: Fleet) -> None:
     print(f"second run: {run.seconds:.1f} s, tasks {run.tasks()}")
     assert run.changed() == dict.fromkeys((*GPU_HOSTS, "gw-01"), 0), run.output[-4000:]
     assert lab.pids() == before
-    assert max(run.tasks().values()) <= 90
+    assert max(run.tasks().values()) <= 100
     assert run.seconds <= 60
 
 
