@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import time
+from contextlib import closing
 
 import pytest
 from lab_support import CHECKOUT, LAB
@@ -36,12 +37,12 @@ def instance(host, model):
 
 
 def complete(model):
-    connection = http.client.HTTPConnection(GATEWAY, 8080, timeout=60)
     body = json.dumps({"model": model, "prompt": "The class statement", "max_tokens": 8, "temperature": 0})
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {CLIENT_KEY}"}
-    connection.request("POST", "/v1/completions", body, headers)
-    answer = connection.getresponse()
-    text = answer.read()
+    with closing(http.client.HTTPConnection(GATEWAY, 8080, timeout=60)) as connection:
+        connection.request("POST", "/v1/completions", body, headers)
+        answer = connection.getresponse()
+        text = answer.read()
     assert answer.status == 200, text
     return json.loads(text)
 
