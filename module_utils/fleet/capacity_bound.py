@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-# The number of sequences is bracketed to one part in so many.
-_BRACKET = 32
-
 if TYPE_CHECKING:
     from .capacity import Objectives
     from .speed import SpeedModel
+
+# The number of sequences is bracketed to one part in so many.
+_BRACKET = 32
 
 
 def most_requests_per_second(
@@ -63,6 +63,5 @@ def most_requests_per_second(
             low = middle
         else:
             high = middle
-    sequences = high
-    decode_s, added_s = step_s(sequences)
-    return sequences / (following * decode_s + sequences * added_s)
+    decode_s, added_s = step_s(high)
+    return high / (following * decode_s + high * added_s)

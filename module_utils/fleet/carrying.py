@@ -46,6 +46,7 @@ class Carrying:
     """What instances carry, remembered: models that differ only in name and demand are asked once."""
 
     def __init__(self) -> None:
+        self._speeds: dict[tuple[object, ...], SpeedModel] = {}
         self._models: dict[tuple[object, ...], CapacityModel | FleetError] = {}
         self._capacities: dict[tuple[object, ...], Capacity] = {}
         self._known_facts: dict[int, tuple[ModelFacts, str]] = {}
@@ -135,7 +136,7 @@ class Carrying:
         if key not in self._models:
             try:
                 self._models[key] = CapacityModel(
-                    SpeedModel(facts, gpu, options),
+                    self._speed(facts, gpu, options),
                     prompt_tokens=traffic.prompt_tokens,
                     output_tokens=traffic.output_tokens,
                     kv_cache_tokens=kv_cache_tokens,
@@ -151,7 +152,7 @@ class Carrying:
         key = self._key(facts, gpu, options, kv_cache_tokens, traffic)
         if key not in self._bounds:
             self._bounds[key] = most_requests_per_second(
-                SpeedModel(facts, gpu, options),
+                self._speed(facts, gpu, options),
                 prompt_tokens=traffic.prompt_tokens,
                 output_tokens=traffic.output_tokens,
                 kv_cache_tokens=kv_cache_tokens,
@@ -159,9 +160,19 @@ class Carrying:
             )
         return self._bounds[key]
 
+    def _speed(self, facts: ModelFacts, gpu: GpuModel, options: EngineOptions) -> SpeedModel:
+        """Step times, whatever the traffic: it remembers the parts of those that it was asked for."""
+        key = (self._facts_key(facts), gpu.kind, repr(options))
+        if key not in self._speeds:
+            self._speeds[key] = SpeedModel(facts, gpu, options)
+        return self._speeds[key]
+
+    def _facts_key(self, facts: ModelFacts) -> str:
+        if id(facts) not in self._known_facts:
+            self._known_facts[id(facts)] = (facts, repr(facts))
+        return self._known_facts[id(facts)][1]
+
     def _key(
         self, facts: ModelFacts, gpu: GpuModel, options: EngineOptions, kv_cache_tokens: int, traffic: Traffic
     ) -> tuple[object, ...]:
-        if id(facts) not in self._known_facts:
-            self._known_facts[id(facts)] = (facts, repr(facts))
-        return (self._known_facts[id(facts)][1], gpu.kind, repr(options), kv_cache_tokens, traffic)
+        return (self._facts_key(facts), gpu.kind, repr(options), kv_cache_tokens, traffic)

@@ -398,6 +398,12 @@ def less_faithful(model: ResolvedModel) -> tuple[str, ...]:
     return tuple(name for name in LESS_FAITHFUL if set(name.split("+")) <= free)
 
 
+def gives_up_precision(one: Configuration, among: Sequence[Configuration]) -> bool:
+    """Whether it is in a precision that none of them needs to fit or to meet the objectives."""
+    needed = {(other.quantization, other.options.kv_cache_dtype) for other in among if not other.shape.precision}
+    return bool(one.shape.precision) and (one.quantization, one.options.kv_cache_dtype) not in needed
+
+
 def _precision_name(one: Configuration) -> str:
     """``Shape.precision`` that gives the configuration's precision."""
     names = [one.quantization] if one.quantization in ON_LOAD else []

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from .configurations import Configuration
+from .configurations import Configuration, gives_up_precision
 from .engine_arguments import instance_engine_args
 from .host_document import MODELS_DIRECTORY
 from .plan_document import Instance, Shard, Sharing, id_order
@@ -223,10 +223,7 @@ def _why_so_many_gpus(placed: Placed, prepared: Prepared) -> list[str]:
 
 
 def _why_this_precision(found: Configuration, prepared: Prepared) -> list[str]:
-    needed = {
-        (one.quantization, one.options.kv_cache_dtype) for one in prepared.configurations if not one.shape.precision
-    }
-    if not found.shape.precision or (found.quantization, found.options.kv_cache_dtype) in needed:
+    if not gives_up_precision(found, prepared.configurations):
         return []
     words = {"fp8": "FP8 weights", "kv_fp8": "FP8 KV cache", "fp8+kv_fp8": "FP8 weights and KV cache"}
     return [f"{words[found.shape.precision]}, because demand would have been left without."]

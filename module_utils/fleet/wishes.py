@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .configurations import gives_up_precision
 from .fleet_view import why_ineligible
 from .host_means import checkpoint_bytes
 from .placement_problem import PinnedPlace, Wish
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .fleet_configurations import FleetConfigurations
     from .fleet_view import FleetView
     from .host_document import HostDocument
-    from .placement_problem import Shape
     from .plan_document import Instance, Refusal
     from .requests import ModelRequest
 
@@ -132,7 +132,7 @@ def prepare(
         demand=demand,
         capacity={one.shape: one.capacity_requests_per_s or 0.0 for one in (*fitting, *wide)},
         most=None if maximum is None else max(0, maximum - len(frozen_hosts)),
-        sacrifices=_sacrifices(fitting),
+        sacrifices=frozenset(one.shape for one in fitting if gives_up_precision(one, fitting)),
         carried_elsewhere=tuple(capacity_of(one) for one in frozen),
         wide_shapes=tuple(one.shape for one in wide),
         checkpoint_bytes=checkpoint_bytes(model),
@@ -170,16 +170,6 @@ def capacity_of(one: Instance) -> float:
     """Requests/s that an instance carries, as its record says; 0 when it does not."""
     capacity = one.speed.get("capacity_requests_per_s")
     return float(capacity) if isinstance(capacity, int | float) else 0.0
-
-
-def _sacrifices(fitting: Sequence[Configuration]) -> frozenset[Shape]:
-    """Shapes of a precision that no configuration needs to fit or to meet the objectives."""
-    needed = {(one.quantization, one.options.kv_cache_dtype) for one in fitting if not one.shape.precision}
-    return frozenset(
-        one.shape
-        for one in fitting
-        if one.shape.precision and (one.quantization, one.options.kv_cache_dtype) not in needed
-    )
 
 
 def _all_kinds(
