@@ -28,7 +28,7 @@ lab-down: setup ## Remove the embedded lab
 test: lint types test-lab unit report-tests engine-tests molecule ## Everything that a maintainer runs before a push
 
 test-lab: setup
-	@scripts/lab up --name test
+	@scripts/lab up --name $${L40S_TEST_LAB:-test}
 
 lint: setup ## ruff, yamllint, ansible-lint (production), shellcheck
 	@command -v shellcheck >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends shellcheck; } >&2
