@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .model_facts import ModelFacts
 
+CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 _HEADER_LENGTH = struct.Struct("<Q")
 _LONGEST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
@@ -50,7 +51,7 @@ def facts_with_headers(path: Path, headers: Mapping[str, Mapping[str, object]]) 
     Raises:
         FleetError: something is missing or malformed; names the file.
     """
-    config_path = path / "config.json"
+    config_path = path / CONFIG_NAME
     config = read_json(config_path)
     tensors = [tensor for name in sorted(headers) for tensor in parse_tensors(headers[name], where=str(path / name))]
     known = config.get("model_type") in FAMILIES
@@ -109,13 +110,13 @@ def read_header(path: Path) -> Mapping[str, Mapping[str, object]]:
     return header  # type: ignore[no-any-return]
 
 
-def check_complete(path: Path) -> None:
+def check_complete(path: Path, *, config_name: str = CONFIG_NAME) -> None:
     """Whether a checkpoint directory is whole.
 
     Raises:
-        FleetError: no config.json, a shard that the index names is missing, or a file is truncated.
+        FleetError: no configuration, a shard that the index names is missing, or a file is truncated.
     """
-    read_json(path / "config.json")
+    read_json(path / config_name)
     index_path = path / INDEX_NAME
     if index_path.exists():
         for shard in sorted(set(weight_map(index_path).values())):
@@ -137,18 +138,19 @@ def weight_map(index_path: Path) -> dict[str, str]:
     return {str(name): str(shard) for name, shard in found.items()}
 
 
-def manifest(path: str | Path, *, cache: Path | None = None) -> dict[str, object]:
+def manifest(path: str | Path, *, cache: Path | None = None, config_name: str = CONFIG_NAME) -> dict[str, object]:
     """Files of a checkpoint with sizes and SHA-256, and a digest over all of it.
 
     Args:
         path: the checkpoint.
         cache: where sums are kept, so that a file that has not changed is not read again; None reads every file.
+        config_name: the file that says what it is.
 
     Raises:
         FleetError: the checkpoint is not whole.
     """
     root = Path(path)
-    check_complete(root)
+    check_complete(root, config_name=config_name)
     sums = ManifestCache(cache, root)
     files: dict[str, dict[str, int | str]] = {
         file.relative_to(root).as_posix(): {"bytes": file.stat().st_size, "sha256": sums.sha256(file)}

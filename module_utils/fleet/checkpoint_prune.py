@@ -84,5 +84,6 @@ def remove_empty(store: CheckpointStore) -> None:
 
 
 def _model(path: Path) -> str:
+    """The model that a checkpoint belongs to: ``m`` of ``m-DIGEST`` and of its draft's ``m_draft-DIGEST``."""
     match = re.fullmatch(r"(.+)-[0-9a-f]{12}", path.name)
-    return match[1] if match else path.name
+    return (match[1] if match else path.name).partition("_")[0]

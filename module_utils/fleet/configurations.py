@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .quantization import PrecisionChoice
     from .quantization_config import QuantizationFacts
     from .requests import ModelRequest
+    from .sources import FurtherSource, Source
 
 _GIB = 1024**3
 # Precisions that exist only as a checkpoint: the engine cannot make them of full-precision weights while it loads.
@@ -51,6 +52,28 @@ _MOST_TIMES_FEWEST = 4
 
 
 @dataclass(frozen=True, slots=True)
+class FurtherCheckpoint:
+    """A checkpoint that a model is served with, and what it says.
+
+    Args:
+        source: where it comes from, and which it is.
+        config: its configuration file.
+        facts: of a draft model; None for an adapter.
+        checkpoint: its identity; None when only the configuration is known.
+    """
+
+    source: FurtherSource
+    config: Mapping[str, object]
+    facts: ModelFacts | None = None
+    checkpoint: CheckpointReference | None = None
+
+    @property
+    def path(self) -> str:
+        """What the engine is given: its directory on a host, or the name that vLLM downloads."""
+        return path_on_hosts(self.source.source, self.checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
 class ResolvedModel:
     """A request with what its checkpoint says.
 
@@ -59,6 +82,7 @@ class ResolvedModel:
         facts: the model's configuration.
         checkpoint: identity of the checkpoint; None when only the configuration is known.
         notes: what its instances say of it among their reasons.
+        further: the checkpoints that it is served with beside its own, in the order of ``request.further_sources``.
     """
 
     request: ModelRequest
@@ -66,6 +90,18 @@ class ResolvedModel:
     facts: ModelFacts
     checkpoint: CheckpointReference | None = None
     notes: tuple[str, ...] = ()
+    further: tuple[FurtherCheckpoint, ...] = ()
+
+    def further_by_label(self, label: str) -> FurtherCheckpoint | None:
+        """The one that was asked for under this label, or None."""
+        return next((one for one in self.further if one.source.label == label), None)
+
+
+def path_on_hosts(source: Source, checkpoint: CheckpointReference | None) -> str:
+    """Where the engine finds a checkpoint: its directory on a host, or else the name that vLLM downloads."""
+    if checkpoint is not None:
+        return checkpoint.path
+    return source.repository or source.path or source.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,8 +412,13 @@ def base_options(model: ResolvedModel) -> EngineOptions:
             "max_lora_rank": request.lora.max_rank,
         }
     if isinstance(request.speculative, dict):
-        arguments["speculative_config"] = request.speculative
+        arguments["speculative_config"] = {
+            name: value for name, value in request.speculative.items() if name != "config"
+        }
     options = options_from_engine_args(arguments, where=f"{model.path}.engine_args")
+    draft = model.further_by_label("draft")
+    if options.speculative is not None and draft is not None:
+        options = replace(options, speculative=replace(options.speculative, model=draft.path, draft=draft.facts))
     if request.task != "generate" and "max_num_batched_tokens" not in arguments:
         # Pooling models do not split a prompt into chunks, so that the whole of it has to fit in a batch.
         longest = options.max_model_len or model.facts.max_position_embeddings

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import INDEX_NAME, facts_with_headers, manifest_of, weight_map
+from .checkpoint import INDEX_NAME, facts_with_headers, manifest_of, read_json, weight_map
 from .errors import FleetError
 
 if TYPE_CHECKING:
@@ -75,6 +75,14 @@ class Description:
     def manifest(self) -> dict[str, Any]:
         """The manifest, the same as that of a copy on the controller."""
         return dict(manifest_of(self.files))
+
+    def config(self, name: str) -> Mapping[str, object]:
+        """Its configuration, from the file of this name.
+
+        Raises:
+            FleetError: it is missing or malformed.
+        """
+        return read_json(self.directory / _SMALL / name)
 
     def facts(self) -> ModelFacts:
         """The model's facts, its sizes those of the tensors.

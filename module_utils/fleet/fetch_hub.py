@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from .checkpoint import INDEX_NAME
+from .checkpoint import CONFIG_NAME, INDEX_NAME
 from .errors import FleetError
 from .fetch_description import Description, UnreachableError, is_inside, keep, new_directory, shards_of, small_files
 from .manifest_cache import sha256_of
@@ -76,7 +76,7 @@ class Hub:
             raise FleetError(where, f"{self._options.endpoint} names no commit, so it is no hub")
         return str(found.sha)
 
-    def describe(self, repository: str, commit: str) -> Description:
+    def describe(self, repository: str, commit: str, *, config_name: str = CONFIG_NAME) -> Description:
         """Files, configuration and headers of a commit.
 
         Raises:
@@ -91,24 +91,32 @@ class Hub:
         entries = {one.rfilename: one for one in found.siblings or () if is_inside(one.rfilename)}
         directory = new_directory(self._options.cache)
         try:
-            return self._describe(repository, commit, entries, directory, where)
+            return self._describe(repository, commit, entries, directory, where=where, config_name=config_name)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
 
     def _describe(
-        self, repository: str, commit: str, entries: Mapping[str, Any], directory: Path, where: str
+        self,
+        repository: str,
+        commit: str,
+        entries: Mapping[str, Any],
+        directory: Path,
+        *,
+        where: str,
+        config_name: str,
     ) -> Description:
         small = small_files(directory)
-        if "config.json" not in entries:
-            raise FleetError(where, "holds no config.json, so it is no model that vLLM serves")
+        if config_name not in entries:
+            what = "model" if config_name == CONFIG_NAME else "adapter"
+            raise FleetError(where, f"holds no {config_name}, so it is no {what} that vLLM serves")
         index = None
         if INDEX_NAME in entries:
             self._small_file(repository, commit, entries[INDEX_NAME], small, where)
             index = small / INDEX_NAME
         shards = shards_of(frozenset(entries), index, where)
         names = sorted(name for name in entries if name in shards or _is_served(name))
-        unsummed = [name for name in names if entries[name].lfs is None or name in ("config.json", INDEX_NAME)]
+        unsummed = [name for name in names if entries[name].lfs is None or name in (config_name, INDEX_NAME)]
         with ThreadPoolExecutor(max_workers=8) as pool:
             fetched = pool.map(lambda name: self._small_file(repository, commit, entries[name], small, where), unsummed)
             sums = dict(zip(unsummed, fetched, strict=True))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .checkpoint import CONFIG_NAME
 from .errors import FleetError
 from .fetch_description import read_kept
 from .fetch_hub import COMMIT, Hub
@@ -21,7 +22,7 @@ from .fetch_tree import key_of as tree_key
 
 if TYPE_CHECKING:
     from .fetch_description import Description, SourceOptions
-    from .requests import ModelRequest
+    from .sources import Source
 
 _SCHEMA = 1
 
@@ -45,16 +46,20 @@ class RemoteSources:
     _lock: dict[str, str] | None = None
     _hub: Hub | None = None
 
-    def description(self, request: ModelRequest) -> Description:
+    def description(self, source: Source, *, config_name: str = CONFIG_NAME) -> Description:
         """What a source holds.
+
+        Args:
+            source: where it is.
+            config_name: the file that says what it is.
 
         Raises:
             UnreachableError: it cannot be asked now, and no earlier answer is kept.
             FleetError: it has no such checkpoint, or none that can be served.
         """
-        if request.repository is not None:
-            return self._from_hub(request.repository, request.revision)
-        return self._from_tree(request.source)
+        if source.repository is not None:
+            return self._from_hub(source.repository, source.revision, config_name)
+        return self._from_tree(source.text, config_name)
 
     def lock_text(self) -> str | None:
         """What the record should hold now; None when it needs no change."""
@@ -66,7 +71,7 @@ class RemoteSources:
         except OSError:
             return text
 
-    def _from_hub(self, repository: str, revision: str | None) -> Description:
+    def _from_hub(self, repository: str, revision: str | None, config_name: str) -> Description:
         name = f"hf:{repository}@{revision or 'main'}"
         if revision is not None and COMMIT.fullmatch(revision):
             commit = revision
@@ -74,9 +79,9 @@ class RemoteSources:
             commit = self._known(name) or self._the_hub().commit(repository, revision)
             self.recorded[name] = commit
         kept = read_kept(hub_key(self.options.endpoint, repository, commit), self.options.cache)
-        return kept or self._the_hub().describe(repository, commit)
+        return kept or self._the_hub().describe(repository, commit, config_name=config_name)
 
-    def _from_tree(self, url: str) -> Description:
+    def _from_tree(self, url: str, config_name: str) -> Description:
         known = self._known(url)
         kept = read_kept(tree_key(url, known), self.options.cache) if known else None
         if known and kept:
@@ -90,7 +95,7 @@ class RemoteSources:
                 url, f"is not what {self.lock_path.name} records; fleet_update_sources=true takes what it is now"
             )
         self.recorded[url] = digest
-        return read_kept(tree_key(url, digest), self.options.cache) or tree.describe(sums)
+        return read_kept(tree_key(url, digest), self.options.cache) or tree.describe(sums, config_name=config_name)
 
     def _known(self, name: str) -> str | None:
         if self._lock is None:

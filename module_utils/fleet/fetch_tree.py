@@ -16,7 +16,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import INDEX_NAME
+from .checkpoint import CONFIG_NAME, INDEX_NAME
 from .errors import FleetError
 from .fetch_description import Description, UnreachableError, is_inside, keep, new_directory, shards_of, small_files
 from .fetch_hub import file_url
@@ -63,7 +63,7 @@ class Tree:
             problem = f"{error.problem}; make it with `sha256sum * >{SUMS_NAME}` in that directory"
             raise FleetError(error.where, problem) from None
 
-    def describe(self, sums: str) -> Description:
+    def describe(self, sums: str, *, config_name: str = CONFIG_NAME) -> Description:
         """Files, configuration and headers of the tree that has these sums.
 
         Raises:
@@ -72,21 +72,21 @@ class Tree:
         wanted = self._parse(sums)
         directory = new_directory(self._options.cache)
         try:
-            return self._describe(wanted, directory, key_of(self._url, digest_of(sums)))
+            return self._describe(wanted, directory, key_of(self._url, digest_of(sums)), config_name)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
 
-    def _describe(self, wanted: dict[str, str], directory: Path, key: str) -> Description:
+    def _describe(self, wanted: dict[str, str], directory: Path, key: str, config_name: str) -> Description:
         small = small_files(directory)
-        for name in ("config.json", INDEX_NAME):
+        for name in (config_name, INDEX_NAME):
             if name in wanted:
                 content, _ = self._read(name, _LONGEST_SMALL_BYTES)
                 if hashlib.sha256(content).hexdigest() != wanted[name]:
                     raise FleetError(self._url + name, f"is not what {SUMS_NAME} says")
                 (small / name).write_bytes(content)
-        if "config.json" not in wanted:
-            raise FleetError(self._url + SUMS_NAME, "names no config.json")
+        if config_name not in wanted:
+            raise FleetError(self._url + SUMS_NAME, f"names no {config_name}")
         index = small / INDEX_NAME
         shards = shards_of(frozenset(wanted), index if index.is_file() else None, self._url)
         with ThreadPoolExecutor(max_workers=8) as pool:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .configurations import ResolvedModel
+    from .model_facts import ModelFacts
     from .placement_problem import Shape
+    from .plan_document import CheckpointReference
 
 GIB = 1024**3
 SERVER_BYTES = 2 * GIB
@@ -46,10 +48,14 @@ def host_memory_bytes(shape: Shape, engine_args: Mapping[str, object]) -> int:
 
 
 def checkpoint_bytes(model: ResolvedModel) -> int:
-    """What a model takes on disk: as its checkpoint says, else estimated from its parameters."""
-    if model.checkpoint is not None:
-        return model.checkpoint.total_bytes
-    facts = model.facts
+    """What a model takes on disk with all that it is served with: as checkpoints say, else by their parameters."""
+    further = sum(_on_disk_bytes(one.checkpoint, one.facts) for one in model.further)
+    return _on_disk_bytes(model.checkpoint, model.facts) + further
+
+
+def _on_disk_bytes(checkpoint: CheckpointReference | None, facts: ModelFacts | None) -> int:
+    if checkpoint is not None or facts is None:
+        return checkpoint.total_bytes if checkpoint is not None else 0
     each = _NATIVE_BYTES.get(facts.native_dtype, 2.0)
     if facts.quantization is not None:
         each = _QUANTIZED_BYTES.get(facts.quantization.weight_format, 1.0)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import load_model_facts, manifest
-from .configurations import ResolvedModel
+from .checkpoint import CONFIG_NAME, load_model_facts, manifest, read_json
+from .configurations import FurtherCheckpoint, ResolvedModel
 from .document_checks import faults_error, path_of
 from .errors import FleetError
 from .fetch_description import UnreachableError
 from .plan_document import CheckpointReference
 from .requests import parse_requests, relative_to
+from .sources import FurtherSource, Source, stored_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .fetch_description import Description
     from .fetch_sources import RemoteSources
@@ -28,7 +29,7 @@ class LocalCheckpoint:
     """A checkpoint whose every file is known, here or elsewhere.
 
     Args:
-        name: of the model.
+        name: that it has in the stores: the model's, or one that begins with it and an underscore.
         source_path: its directory on the controller; empty when it is elsewhere.
         digest: of the manifest.
         total_bytes: of all files.
@@ -49,6 +50,18 @@ class LocalCheckpoint:
     def reference(self) -> CheckpointReference:
         """What an instance says about it."""
         return CheckpointReference(self.name, self.digest, self.total_bytes)
+
+    def document(self) -> dict[str, Any]:
+        """What the role ``model_store`` is given."""
+        return {
+            "name": self.name,
+            "source_path": self.source_path,
+            "base_url": self.base_url,
+            "credential": self.credential,
+            "digest": self.digest,
+            "total_bytes": self.total_bytes,
+            "files": dict(self.files),
+        }
 
 
 def read_models_file(path: str) -> tuple[ModelRequest, ...]:
@@ -92,7 +105,7 @@ def resolve_models(
             planned by its ``config`` too, without a checkpoint, and noted in ``remote.unavailable``.
 
     Returns:
-        The models in the order given, and the checkpoints found by model name.
+        The models in the order given, and the checkpoints found by their name in the stores.
 
     Raises:
         FleetError: one line for each model whose configuration or checkpoint is missing or broken.
@@ -102,89 +115,155 @@ def resolve_models(
     faults: list[tuple[str, str]] = []
     for index, request in enumerate(requests):
         path = f"{models_file}: {path_of('models', index)}"
+        finder = _Finder(models_file, path, remote if with_checkpoints else None, with_checkpoints)
+        found: list[LocalCheckpoint] = []
         try:
-            model, checkpoint = _resolve(request, models_file, path, remote if with_checkpoints else None)
-            if with_checkpoints and request.source_path is not None:
-                checkpoint = _checkpoint(request, models_file, path, remote)
-            if checkpoint is not None:
-                checkpoints[request.name] = checkpoint
-                model = replace(model, checkpoint=checkpoint.reference)
+            model = _resolve(request, path, finder, found)
         except FleetError as error:
             faults.append((error.where, error.problem))
         else:
             models.append(model)
+            checkpoints |= {one.name: one for one in found}
     if faults:
         raise faults_error(faults)
     return tuple(models), checkpoints
 
 
-def _resolve(
-    request: ModelRequest, models_file: str, path: str, remote: RemoteSources | None
-) -> tuple[ResolvedModel, LocalCheckpoint | None]:
-    """The model, and its checkpoint when that is elsewhere and could be described."""
-    if request.source_path is not None or remote is None:
-        return ResolvedModel(request, path, _facts(request, models_file, path)), None
-    try:
-        found = remote.description(request)
-        return ResolvedModel(request, path, found.facts()), _elsewhere(request, found)
-    except UnreachableError as error:
-        if request.config is None:
-            raise FleetError(f"{path}.source", str(error)) from None
-        remote.unavailable.append((f"{path}.source", str(error)))
-    except FleetError as error:
-        raise FleetError(f"{path}.source", str(error)) from None
-    return ResolvedModel(request, path, _facts(request, models_file, path)), None
+def _resolve(request: ModelRequest, path: str, finder: _Finder, found: list[LocalCheckpoint]) -> ResolvedModel:
+    """The model with all that it is served with; what checkpoints consist of is added to ``found``."""
+    own = FurtherSource("", "source", Source(request.source), request.config, "config")
+    model = finder.find(own, request.name, found)
+    if model.facts is None:
+        raise FleetError(f"{path}.source", "is no model")
+    further = tuple(finder.find(one, stored_name(request.name, one.label), found) for one in request.further_sources)
+    return ResolvedModel(request, path, model.facts, model.checkpoint, further=further)
 
 
-def _elsewhere(request: ModelRequest, found: Description) -> LocalCheckpoint:
+@dataclass(frozen=True, slots=True)
+class _Finder:
+    """Finds the sources of one entry of models.yml.
+
+    Args:
+        models_file: paths are relative to it.
+        path: of the entry.
+        remote: hubs and HTTP trees; None when they are not asked.
+        with_checkpoints: find out what a checkpoint consists of.
+    """
+
+    models_file: str
+    path: str
+    remote: RemoteSources | None
+    with_checkpoints: bool
+
+    def find(self, wanted: FurtherSource, name: str, found: list[LocalCheckpoint]) -> FurtherCheckpoint:
+        """What a source says of itself.
+
+        Args:
+            wanted: the source.
+            name: that it gets in the stores.
+            found: gets what the checkpoint consists of, if that is asked for and can be found out.
+
+        Raises:
+            FleetError: it is missing or broken.
+        """
+        if wanted.source.path is None and self.remote is not None:
+            description = self._description(wanted, self.remote)
+            if description is not None:
+                checkpoint = _elsewhere(name, description)
+                found.append(checkpoint)
+                return self._understood(
+                    wanted,
+                    lambda: description.config(wanted.config_name),
+                    description.facts,
+                    checkpoint.reference,
+                    key=wanted.key,
+                )
+        key, location = self._configuration(wanted)
+        reference = None
+        if self.with_checkpoints and wanted.source.path is not None:
+            checkpoint = self._local(wanted, name)
+            found.append(checkpoint)
+            reference = checkpoint.reference
+        file = Path(location) / wanted.config_name if Path(location).is_dir() else Path(location)
+        return self._understood(wanted, lambda: read_json(file), lambda: load_model_facts(location), reference, key=key)
+
+    def _understood(
+        self,
+        wanted: FurtherSource,
+        config: Callable[[], Mapping[str, object]],
+        facts: Callable[[], ModelFacts],
+        reference: CheckpointReference | None,
+        *,
+        key: str,
+    ) -> FurtherCheckpoint:
+        try:
+            is_model = wanted.config_name == CONFIG_NAME
+            return FurtherCheckpoint(wanted, config(), facts() if is_model else None, reference)
+        except FleetError as error:
+            raise FleetError(f"{self.path}.{key}", str(error)) from None
+
+    def _description(self, wanted: FurtherSource, remote: RemoteSources) -> Description | None:
+        """What is elsewhere; None when it cannot be reached and there is a configuration to plan with."""
+        where = f"{self.path}.{wanted.key}"
+        try:
+            return remote.description(wanted.source, config_name=wanted.config_name)
+        except UnreachableError as error:
+            if wanted.config is None:
+                raise FleetError(where, str(error)) from None
+            remote.unavailable.append((where, str(error)))
+        except FleetError as error:
+            raise FleetError(where, str(error)) from None
+        return None
+
+    def _configuration(self, wanted: FurtherSource) -> tuple[str, str]:
+        """The key that names the configuration or its directory, and the path of it."""
+        if wanted.config is not None:
+            key, location = wanted.config_key, wanted.config
+        elif wanted.source.path is not None:
+            key, location = wanted.key, wanted.source.path
+        else:
+            raise FleetError(
+                f"{self.path}.{wanted.config_key or wanted.key}",
+                f"is required, because {wanted.source.text!r} does not lie on this machine;"
+                f" give a {wanted.config_name}",
+            )
+        location = relative_to(self.models_file, location)
+        if not Path(location).exists():
+            raise FleetError(f"{self.path}.{key}", f"{location} does not exist")
+        return key, location
+
+    def _local(self, wanted: FurtherSource, name: str) -> LocalCheckpoint:
+        where = f"{self.path}.{wanted.key}"
+        location = relative_to(self.models_file, wanted.source.path or "")
+        if not Path(location).is_dir():
+            raise FleetError(where, f"{location} is not a directory")
+        cache = self.remote.options.cache if self.remote else None
+        try:
+            found = manifest(location, cache=cache, config_name=wanted.config_name)
+        except FleetError as error:
+            raise FleetError(where, str(error)) from None
+        except OSError as error:
+            raise FleetError(where, f"{error.filename}: {error.strerror}") from None
+        files, total = found["files"], found["total_bytes"]
+        if not isinstance(files, dict) or not isinstance(total, int):
+            raise FleetError(where, f"{location} has no usable manifest")
+        return LocalCheckpoint(
+            name=name,
+            source_path=str(Path(location).absolute()),
+            digest=str(found["digest"]),
+            total_bytes=total,
+            files=files,
+        )
+
+
+def _elsewhere(name: str, found: Description) -> LocalCheckpoint:
     manifest_found = found.manifest
     return LocalCheckpoint(
-        name=request.name,
+        name=name,
         source_path="",
         digest=str(manifest_found["digest"]),
         total_bytes=int(manifest_found["total_bytes"]),
         files=found.files,
         base_url=found.base_url,
         credential=found.credential,
-    )
-
-
-def _facts(request: ModelRequest, models_file: str, path: str) -> ModelFacts:
-    if request.config is not None:
-        key, location = "config", request.config
-    elif request.source_path is not None:
-        key, location = "source", request.source_path
-    else:
-        raise FleetError(
-            f"{path}.config",
-            f"is required, because {request.source!r} does not lie on this machine; give a config.json",
-        )
-    location = relative_to(models_file, location)
-    if not Path(location).exists():
-        raise FleetError(f"{path}.{key}", f"{location} does not exist")
-    try:
-        return load_model_facts(location)
-    except FleetError as error:
-        raise FleetError(f"{path}.{key}", str(error)) from None
-
-
-def _checkpoint(request: ModelRequest, models_file: str, path: str, remote: RemoteSources | None) -> LocalCheckpoint:
-    location = relative_to(models_file, request.source_path or "")
-    if not Path(location).is_dir():
-        raise FleetError(f"{path}.source", f"{location} is not a directory")
-    try:
-        found = manifest(location, cache=remote.options.cache if remote else None)
-    except FleetError as error:
-        raise FleetError(f"{path}.source", str(error)) from None
-    except OSError as error:
-        raise FleetError(f"{path}.source", f"{error.filename}: {error.strerror}") from None
-    files, total = found["files"], found["total_bytes"]
-    if not isinstance(files, dict) or not isinstance(total, int):
-        raise FleetError(f"{path}.source", f"{location} has no usable manifest")
-    return LocalCheckpoint(
-        name=request.name,
-        source_path=str(Path(location).absolute()),
-        digest=str(found["digest"]),
-        total_bytes=total,
-        files=files,
     )

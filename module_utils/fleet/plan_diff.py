@@ -10,7 +10,7 @@ from .plan_document import id_order
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .plan_document import Instance, Plan, Refusal
+    from .plan_document import CheckpointReference, Instance, Plan, Refusal
 
 Kind = Literal["added", "removed", "moved", "changed"]
 KINDS: tuple[Kind, ...] = ("added", "removed", "moved", "changed")
@@ -155,7 +155,13 @@ def _compared(old: Instance, new: Instance, causes: Mapping[str, str]) -> list[C
         if left != right:
             details.append(Detail(what, left, right))
     if old.checkpoint != new.checkpoint:
-        details.append(Detail("checkpoint", _checkpoint(old), _checkpoint(new)))
+        details.append(Detail("checkpoint", _checkpoint(old.checkpoint), _checkpoint(new.checkpoint)))
+    before, after = ({one.name: one for one in this.further_checkpoints} for this in (old, new))
+    details += [
+        Detail(f"checkpoint {name}", _checkpoint(before.get(name)), _checkpoint(after.get(name)))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
     for prefix, left, right in (("", old.engine_args, new.engine_args), ("env ", old.env, new.env)):
         # A moved instance sees other GPUs, which its place says already.
         names = sorted((left.keys() | right.keys()) - {"CUDA_VISIBLE_DEVICES"})
@@ -204,8 +210,8 @@ def requests_per_s(plan: Plan) -> dict[str, float]:
     return {model: round(total, 3) for model, total in found.items()}
 
 
-def _checkpoint(one: Instance) -> str | None:
-    return None if one.checkpoint is None else f"{one.checkpoint.name} {one.checkpoint.digest[:12]}"
+def _checkpoint(one: CheckpointReference | None) -> str | None:
+    return None if one is None else f"{one.name} {one.digest[:12]}"
 
 
 def _first_reason(one: Instance) -> str:

@@ -10,11 +10,13 @@ from pydantic import BeforeValidator, Field
 
 from .document_checks import MachineDocument, check_document, faults_error, list_as_tuple, load_json, shown
 from .errors import FleetError
+from .host_document import MODELS_DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SCHEMA = 1
+_DIGEST_CHARACTERS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,11 @@ class CheckpointReference:
     name: str
     digest: str
     total_bytes: int
+
+    @property
+    def path(self) -> str:
+        """Its directory on a host."""
+        return f"{MODELS_DIRECTORY}/{self.name}-{self.digest[:_DIGEST_CHARACTERS]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,7 @@ class Instance:
         reasons: the first says why it stands where it stands and is kept as long as it stays; the others are made anew.
         provisional: planned from a PCI scan, before a driver confirmed the GPUs.
         sharing: None when its GPUs are its own.
+        further_checkpoints: those that it serves beside ``checkpoint``: a draft model, adapters.
     """
 
     id: str
@@ -80,6 +88,7 @@ class Instance:
     checkpoint: CheckpointReference | None = None
     provisional: bool = False
     sharing: Sharing | None = None
+    further_checkpoints: tuple[CheckpointReference, ...] = ()
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -188,6 +197,8 @@ def instance_document(instance: Instance) -> dict[str, Any]:
         del document["provisional"]
     if instance.sharing is None:
         del document["sharing"]
+    if not instance.further_checkpoints:
+        del document["further_checkpoints"]
     return _lists(document)  # type: ignore[no-any-return]
 
 
@@ -261,6 +272,7 @@ class _Instance(MachineDocument):
     checkpoint: _Checkpoint | None = None
     provisional: bool = False
     sharing: _Sharing | None = None
+    further_checkpoints: Annotated[tuple[_Checkpoint, ...], BeforeValidator(list_as_tuple)] = ()
 
 
 class _Refusal(MachineDocument):
@@ -399,11 +411,10 @@ def _instance(parsed: _Instance) -> Instance:
         memory=parsed.memory,
         speed=parsed.speed,
         reasons=parsed.reasons,
-        checkpoint=CheckpointReference(checkpoint.name, checkpoint.digest, checkpoint.total_bytes)
-        if checkpoint
-        else None,
+        checkpoint=CheckpointReference(**checkpoint.model_dump()) if checkpoint else None,
         provisional=parsed.provisional,
         sharing=Sharing(**parsed.sharing.model_dump()) if parsed.sharing else None,
+        further_checkpoints=tuple(CheckpointReference(**one.model_dump()) for one in parsed.further_checkpoints),
     )
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from .configurations import Configuration, gives_up_precision
+from .configurations import Configuration, gives_up_precision, path_on_hosts
 from .engine_arguments import instance_engine_args
-from .host_document import MODELS_DIRECTORY
 from .plan_document import Instance, Shard, Sharing, id_order
+from .sources import Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .placement_problem import Cause, Decision, Placed, Shape
     from .wishes import Prepared
 
-_DIGEST_CHARACTERS = 12
 _CAUSE_WORDS: Mapping[Cause, str] = {
     "lost": "its host or GPU is gone",
     "unhealthy": "a health check blocks its GPU",
@@ -137,10 +136,7 @@ def _instance(
     if gpu is None or gpu.model is None or not isinstance(found, Configuration):
         msg = f"{identity} was placed in a shape that does not fit"
         raise TypeError(msg)
-    if model.checkpoint is not None:
-        path = f"{MODELS_DIRECTORY}/{request.name}-{model.checkpoint.digest[:_DIGEST_CHARACTERS]}"
-    else:
-        path = request.repository or request.source_path or request.source
+    path = path_on_hosts(Source(request.source), model.checkpoint)
     # Instances of one configuration are alike, and there may be thousands.
     if id(found) not in memories:
         memories[id(found)] = found.estimate.to_document()
@@ -177,6 +173,7 @@ def _instance(
         checkpoint=model.checkpoint,
         provisional=any(view.hosts[host].provisional for host in placed.hosts),
         sharing=Sharing(placed.shape.ways, placed.seat) if placed.shape.ways > 1 else None,
+        further_checkpoints=tuple(one.checkpoint for one in model.further if one.checkpoint is not None),
     )
 
 

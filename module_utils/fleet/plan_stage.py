@@ -352,16 +352,9 @@ def _checkpoints(
                 wanted = LocalCheckpoint(one.model, "", prepared.key, made.total_bytes, made.files)
             elif prepared is not None and one.model not in work.sources.get(host, ()):
                 wanted = None
-            if wanted is not None:
-                needed.setdefault(host, {})[wanted.name] = {
-                    "name": wanted.name,
-                    "source_path": wanted.source_path,
-                    "base_url": wanted.base_url,
-                    "credential": wanted.credential,
-                    "digest": wanted.digest,
-                    "total_bytes": wanted.total_bytes,
-                    "files": dict(wanted.files),
-                }
+            further = [checkpoints[each.name] for each in one.further_checkpoints if each.name in checkpoints]
+            for each in [wanted, *further] if wanted is not None else further:
+                needed.setdefault(host, {})[each.name] = each.document()
     return {host: [by_name[name] for name in sorted(by_name)] for host, by_name in sorted(needed.items())}
 
 

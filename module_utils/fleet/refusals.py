@@ -33,13 +33,6 @@ def unsupported(model: ResolvedModel) -> Refusal | None:
             "Adapters are not brought to the hosts by this version.",
             "lora without adapters, and engine_args.lora_modules for adapters that lie on the hosts",
         )
-    if isinstance(request.speculative, dict) and "model" in request.speculative:
-        return Refusal(
-            request.name,
-            "speculative",
-            "The memory of a draft model is not planned by this version.",
-            "speculative: {method: ngram, num_speculative_tokens: 4, prompt_lookup_max: 4}",
-        )
     return None
 
 

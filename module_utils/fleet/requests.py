@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from math import isfinite
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,13 +23,13 @@ from .engine_arguments import RESERVED_ENVIRONMENT, TWINS, argument_faults
 from .engine_options import options_from_engine_args
 from .errors import FleetError
 from .request_quantize import Quantize  # noqa: TC001 - pydantic reads it
+from .sources import FurtherSource, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 MAX_NAME_CHARACTERS = 48
-_REPOSITORY = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$", re.ASCII)
 
 
 def _speculative(value: object) -> object:
@@ -214,25 +213,32 @@ class ModelRequest(Document):
     @property
     def source_path(self) -> str | None:
         """The path of a source that lies on the controller, as it was written. None for one that is fetched."""
-        kind, _, rest = self.source.partition(":")
-        if kind == "file":
-            return rest.removeprefix("//") if rest.startswith("///") else rest
-        if kind in ("hf", "http", "https") or _REPOSITORY.match(self.source):
-            return None
-        return self.source
+        return Source(self.source).path
 
     @property
     def repository(self) -> str | None:
         """The repository on the Hugging Face hub (``org/name``), or None."""
-        text = self.source.removeprefix("hf:")
-        return text.partition("@")[0] if _REPOSITORY.match(text) else None
+        return Source(self.source).repository
 
     @property
     def revision(self) -> str | None:
         """The revision of that repository, or None."""
-        if self.repository is None:
-            return None
-        return self.source.partition("@")[2] or None
+        return Source(self.source).revision
+
+    @property
+    def further_sources(self) -> tuple[FurtherSource, ...]:
+        """The checkpoints that the model is served with beside its own."""
+        if not isinstance(self.speculative, dict) or not self.speculative.get("model"):
+            return ()
+        return (
+            FurtherSource(
+                label="draft",
+                key="speculative.model",
+                source=Source(str(self.speculative["model"])),
+                config=self.speculative.get("config"),
+                config_key="speculative.config",
+            ),
+        )
 
     @property
     def forced_tensor_parallel(self) -> int | None:
@@ -339,13 +345,8 @@ def _consistency_faults(model: ModelRequest) -> list[tuple[str, str]]:
         faults.append(("placement.pins", f"{len(model.placement.pins)} pins are more than replicas.max ({most})"))
     if most == 1 and model.availability.hosts_lost:
         faults.append(("availability.hosts_lost", "needs two replicas, but replicas.max is 1"))
-    if ":" in model.source and model.source.partition(":")[0] not in ("hf", "file", "http", "https"):
-        kind = model.source.partition(":")[0]
-        faults.append(("source", f"{kind}: is no kind of source, known are hf:, file: and https:"))
-    elif model.source.startswith("hf:") and model.repository is None:
-        faults.append(("source", f"must be hf:org/name or hf:org/name@revision, got {shown(model.source)}"))
-    elif model.source_path == "":
-        faults.append(("source", "file: needs a path"))
+    sources = {"source": Source(model.source), **{one.key: one.source for one in model.further_sources}}
+    faults += [(key, problem) for key, source in sources.items() if (problem := source.fault())]
     hosts = model.placement.hosts
     sizes = (model.forced_tensor_parallel, model.forced_pipeline_parallel)
     for index, pin in enumerate(model.placement.pins):

@@ -136,9 +136,17 @@ def prepare(
         carried_elsewhere=tuple(capacity_of(one) for one in frozen),
         wide_shapes=tuple(one.shape for one in wide),
         checkpoint_bytes=checkpoint_bytes(model),
-        stored_on=frozenset(host for one in running if one.checkpoint == model.checkpoint for host in one.hosts),
+        stored_on=_stored_on(model, running),
     )
     return Prepared(model, target, fitting or wide, misfits, wish, positions, refusal)
+
+
+def _stored_on(model: ResolvedModel, running: Sequence[Instance]) -> frozenset[str]:
+    """Hosts that have the model's checkpoint and all that it is served with."""
+    needed = (model.checkpoint, {one.checkpoint for one in model.further})
+    return frozenset(
+        host for one in running if (one.checkpoint, set(one.further_checkpoints)) == needed for host in one.hosts
+    )
 
 
 def last_resorts(

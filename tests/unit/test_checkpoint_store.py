@@ -230,7 +230,12 @@ class TestPrune:
 
     def test_unknown_models_are_forgotten_and_known_ones_kept(self, store, present):
         bring(store, wanted_of(name="tiny-2", digest="cd" * 32))
-        assert names(checkpoint_prune.forgotten(store, ["tiny", "other"])) == ["tiny-2-cdcdcdcdcdcd"]
+        bring(store, wanted_of(name="tiny-2_draft", digest="ef" * 32))
+        bring(store, wanted_of(name="tiny_draft", digest="ef" * 32))
+        assert names(checkpoint_prune.forgotten(store, ["tiny", "other"])) == [
+            "tiny-2-cdcdcdcdcdcd",
+            "tiny-2_draft-efefefefefef",
+        ]
 
     def test_a_superseded_checkpoint_goes_with_what_it_alone_had(self, store, present, second):
         going = checkpoint_prune.unreferenced(store, {second.directory})

@@ -136,5 +136,13 @@ def test_hosts_begin_with_different_servers():
 )
 def test_what_plan_and_engines_refer_to(path):
     plan = {"instances": [{"engine_args": {"model": path}}]}
-    running = [{"engine_args": {"model": "/var/lib/l40s-fleet/models/old-0123456789ab"}}, {"corrupt": True}]
-    assert filters.model_store_referenced(plan, running) == ["m-0123456789ab", "old-0123456789ab"]
+    drafts = [{"name": "old_draft", "digest": "cd" * 32, "total_bytes": 1}]
+    running = [
+        {"engine_args": {"model": "/var/lib/l40s-fleet/models/old-0123456789ab"}, "further_checkpoints": drafts},
+        {"corrupt": True},
+    ]
+    assert filters.model_store_referenced(plan, running) == [
+        "m-0123456789ab",
+        "old-0123456789ab",
+        "old_draft-cdcdcdcdcdcd",
+    ]

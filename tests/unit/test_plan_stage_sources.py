@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from fleet.plan_stage import run_stage, validate
 from plan_samples import facts
 from simulated_hub_code import SimulatedHub
 from test_checkpoint import checkpoint, tiny_tensors
-from test_plan_stage import at
+from test_plan_stage import applied, at
 
 
 @pytest.fixture
@@ -67,3 +68,42 @@ def test_what_was_planned_before_needs_no_network(hub, stage, tmp_path):
     assert len(hub.requests) == asked
     assert second.plan == first.plan
     assert second.sources_lock is None
+
+
+def test_a_draft_model_is_brought_like_a_model_and_named_to_the_engine(hub, stage, tmp_path):
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    checkpoint(draft, tiny_tensors(), num_hidden_layers=1)
+    hub.add("org/draft", draft)
+    speculative = {"method": "draft_model", "model": "hf:org/draft", "num_speculative_tokens": 3}
+    with_draft = at(
+        tmp_path,
+        facts("a"),
+        {"name": "m", "source": "hf:org/m", "max_model_len": 64, "speculative": speculative},
+        sources=stage.sources,
+    )
+    result = run_stage(with_draft)
+    (one,) = result.plan.instances
+    own, drafts = result.checkpoints["a"]
+    assert (own["name"], drafts["name"]) == ("m", "m_draft")
+    assert drafts["base_url"].startswith(f"{hub.url}/org/draft/")
+    path = f"/var/lib/l40s-fleet/models/m_draft-{drafts['digest'][:12]}"
+    assert one.engine_args["speculative_config"] == {**speculative, "model": path}
+    assert [each.digest for each in one.further_checkpoints] == [drafts["digest"]]
+    assert set(json.loads(result.sources_lock)["sources"]) == {"hf:org/m@main", "hf:org/draft@main"}
+    again = applied(result, with_draft)
+    assert run_stage(again).plan == result.plan
+    assert run_stage(again).applied_document == result.applied_document
+
+
+def test_a_draft_on_the_controller_is_found_from_the_models_file(stage, tmp_path):
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    checkpoint(draft, tiny_tensors(), num_hidden_layers=1)
+    entry = {"name": "m", "source": "file:repository", "max_model_len": 64}
+    speculative = {"method": "draft_model", "model": "file:draft", "num_speculative_tokens": 3}
+    result = run_stage(at(tmp_path, facts("a"), {**entry, "speculative": speculative}, sources=stage.sources))
+    assert [one["source_path"] for one in result.checkpoints["a"]] == [str(tmp_path / "repository"), str(draft)]
+    missing = at(tmp_path, facts("a"), {**entry, "speculative": {**speculative, "model": "file:nothing"}})
+    with pytest.raises(FleetError, match=r"models\[0\]\.speculative\.model: .*/nothing does not exist"):
+        run_stage(missing)

@@ -393,7 +393,6 @@ class TestRefusals:
         [
             ({"engine": "triton"}, "engine"),
             ({"lora": {"adapters": [{"name": "ad", "source": "org/ad"}]}}, "lora.adapters"),
-            ({"speculative": {"method": "draft_model", "model": "x", "num_speculative_tokens": 3}}, "speculative"),
         ],
     )
     def test_what_cannot_be_served_yet(self, change, constraint):

@@ -158,8 +158,10 @@ def model_store_referenced(plan: Mapping[str, Any], running: Sequence[Mapping[st
         plan: PLAN.json.
         running: records of the instances of this host.
     """
-    paths = [one.get("engine_args", {}).get("model", "") for one in (*plan["instances"], *running)]
-    return sorted({path.rstrip("/").rpartition("/")[2] for path in paths if path})
+    instances = [*plan["instances"], *running]
+    paths = [one.get("engine_args", {}).get("model", "") for one in instances]
+    further = {_directory(checkpoint) for one in instances for checkpoint in one.get("further_checkpoints", ())}
+    return sorted({path.rstrip("/").rpartition("/")[2] for path in paths if path} | further)
 
 
 def _item(
