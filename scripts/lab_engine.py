@@ -1,7 +1,8 @@
 """The engines of the lab: vLLM's CPU build, installed once by the role's own installer, shared read-only by the nodes.
 
-It is installed in a throw-away container of the node image, at the path where the nodes see it, so that the virtual
-environment fits their Python.
+It is installed in a throw-away container of the node image, so that the virtual environment fits their Python. An
+environment can be moved, so its path there is no matter. Files are hard links of those in uv's cache: another version
+takes the disk of what differs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from lab_host import CHECKOUT, LabError, cache_directory, environment, locked, p
 INSTALLER = CHECKOUT / "roles" / "vllm" / "files" / "vllm-install"
 VARIABLES = CHECKOUT / "inventory" / "lab" / "group_vars" / "all" / "fleet.yml"
 PREFIX = Path("/opt/vllm")
+# The cache in the container that installs. One mount, since no hard link leads from one mount to another.
+CACHE_INSIDE = Path("/var/cache/l40s-fleet")
 PIP_CONFIGURATIONS = (
     "/etc/pip.conf",
     "/etc/xdg/pip/pip.conf",
@@ -47,16 +50,15 @@ def python() -> Path:
     return PREFIX / version() / "bin" / "python"
 
 
-def install(lab: str, image: str) -> None:
-    """Makes sure that the store holds the engine."""
-    arguments = ["--version", version(), "--accelerator", "cpu"]
-    what = f"vLLM {version()} for CPU into {store()} (once; one to three minutes)"
-    install_environment(lab, image, INSTALLER, arguments, place=store(), prefix=PREFIX, what=what)
+def install(lab: str, image: str, wanted: str | None = None) -> None:
+    """Makes sure that the store holds the engine, in the version of the lab's inventory or another one."""
+    wanted = wanted or version()
+    arguments = ["--version", wanted, "--accelerator", "cpu"]
+    what = f"vLLM {wanted} for CPU into {store()} (once; one to three minutes)"
+    install_environment(lab, image, INSTALLER, arguments, place=store(), what=what)
 
 
-def install_environment(
-    lab: str, image: str, installer: Path, arguments: list[str], *, place: Path, prefix: Path, what: str
-) -> None:
+def install_environment(lab: str, image: str, installer: Path, arguments: list[str], *, place: Path, what: str) -> None:
     """Has a role's own installer make an environment in a throw-away container, unless it is there.
 
     Args:
@@ -64,8 +66,7 @@ def install_environment(
         image: the image of the nodes, whose Python the environment is made for.
         installer: the program of the role.
         arguments: which environment.
-        place: the directory of environments on this machine.
-        prefix: where nodes see that directory.
+        place: the directory of environments on this machine, in the cache.
         what: the environment in words.
     """
     check = run([sys.executable, installer, *arguments, "--prefix", place, "--check"], check=False)
@@ -77,15 +78,13 @@ def install_environment(
         uv = CHECKOUT / "build" / "bootstrap" / "bin" / "uv"
         if not uv.exists():
             raise LabError(f"{uv}: not there (run `make setup`)")
-        uv_cache = cache_directory() / "uv"
-        uv_cache.mkdir(parents=True, exist_ok=True)
         wheels = find_links()
-        mounts = [f"{place}:{prefix}", f"{CHECKOUT}:{CHECKOUT}:ro", f"{uv_cache}:/var/cache/uv"]
+        mounts = [f"{cache_directory()}:{CACHE_INSIDE}", f"{CHECKOUT}:{CHECKOUT}:ro"]
         mounts += [f"{path}:{path}:ro" for path in wheels]
         passed = {name: value for name, value in os.environ.items() if NETWORK_VARIABLES.fullmatch(name)}
         if "SSL_CERT_FILE" in passed:
             mounts.append(f"{passed['SSL_CERT_FILE']}:{passed['SSL_CERT_FILE']}:ro")
-        passed |= {"UV_CACHE_DIR": "/var/cache/uv", "UV_LINK_MODE": "copy"}
+        passed |= {"UV_CACHE_DIR": str(CACHE_INSIDE / "uv"), "UV_LINK_MODE": "hardlink"}
         podman(
             "run",
             "--rm",
@@ -96,7 +95,7 @@ def install_environment(
             "/usr/bin/python3",
             installer,
             *arguments,
-            f"--prefix={prefix}",
+            f"--prefix={CACHE_INSIDE / place.relative_to(cache_directory())}",
             f"--uv={uv}",
             "--python=/usr/bin/python3.11",
             *(f"--find-links={path}" for path in wheels),

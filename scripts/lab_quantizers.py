@@ -34,4 +34,4 @@ def install(lab: str, image: str) -> None:
         version = versions()[tool]
         what = f"{tool} {version} for CPU into {store()} (once; about a minute)"
         arguments = ["--tool", tool, "--version", version]
-        install_environment(lab, image, INSTALLER, arguments, place=store(), prefix=PREFIX, what=what)
+        install_environment(lab, image, INSTALLER, arguments, place=store(), what=what)

@@ -14,6 +14,16 @@ def test_engine_version_is_the_inventory_s():
     assert lab_engine.version() == variables["vllm_version"]
 
 
+def test_engine_versions_of_the_lab_run_on_one_torch():
+    """So that a second version costs neither its download nor its disk."""
+    locks = lab_engine.INSTALLER.parent
+    versions = sorted(path.name.split("-")[2] for path in locks.glob("requirements-cpu-*-torch.txt"))
+    assert len(versions) > 1
+    assert lab_engine.version() in versions
+    for kind in ("torch", "torch-cpu"):
+        assert len({(locks / f"requirements-cpu-{version}-{kind}.txt").read_text() for version in versions}) == 1
+
+
 def test_wheel_directories_come_from_the_environment_and_from_pip_s_configuration(tmp_path, monkeypatch):
     (tmp_path / "wheels").mkdir()
     (tmp_path / "more").mkdir()
