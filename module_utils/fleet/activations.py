@@ -93,9 +93,14 @@ def cudagraph_bytes(model: ModelFacts, options: EngineOptions) -> int:
         and not engine_behaviour(options.engine_version).second_runner_estimates_graphs
     ):
         return 0
-    largest = min(2 * options.max_num_seqs, _LARGEST_GRAPH_TOKENS, options.max_num_batched_tokens)
+    # A sequence that drafts takes so many tokens of a step (config/vllm.py, _set_cudagraph_sizes).
+    query = options.speculative.num_speculative_tokens + 1 if options.speculative is not None else 1
+    largest = min(2 * options.max_num_seqs * query, _LARGEST_GRAPH_TOKENS, options.max_num_batched_tokens)
     full = min(largest, options.max_num_seqs)
     graphs = _capture_sizes(largest) + _capture_sizes(full)
+    if options.speculative is not None:
+        # Sizes of uniform steps are captured beside the usual ones, and an EAGLE head has graphs of its own.
+        graphs += _capture_sizes(full) * (2 if options.speculative.method == "eagle3" else 1)
     large = max(0, full - _FULL_GRAPHS_TOKENS) * _LARGE_FULL_GRAPHS_BYTES // _FULL_GRAPHS_TOKENS
     return graphs * _BYTES_PER_GRAPH + large
 

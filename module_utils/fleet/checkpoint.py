@@ -62,6 +62,16 @@ def facts_with_headers(path: Path, headers: Mapping[str, Mapping[str, object]]) 
     return with_tensors(facts_from_config(config, where=str(config_path)) if known else None, config, tensors)
 
 
+def tensor_names(path: str | Path) -> list[str] | None:
+    """Names of all tensors of a checkpoint directory; None for a configuration alone.
+
+    Raises:
+        FleetError: a file is malformed.
+    """
+    shards = sorted(Path(path).glob("*.safetensors"))
+    return [name for shard in shards for name in read_header(shard)] if shards else None
+
+
 def read_json(path: Path) -> Mapping[str, object]:
     """A JSON file that holds an object.
 

@@ -12,6 +12,7 @@ from .memory import estimate_memory
 from .placement_problem import Shape
 from .quantization import choose_precision
 from .quantize_recipes import why_not_served
+from .sources import DRAFT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -411,19 +412,28 @@ def base_options(model: ResolvedModel) -> EngineOptions:
             "max_loras": request.lora.max_loras,
             "max_lora_rank": request.lora.max_rank,
         }
-    if isinstance(request.speculative, dict):
-        arguments["speculative_config"] = {
-            name: value for name, value in request.speculative.items() if name != "config"
-        }
     options = options_from_engine_args(arguments, where=f"{model.path}.engine_args")
-    draft = model.further_by_label("draft")
-    if options.speculative is not None and draft is not None:
-        options = replace(options, speculative=replace(options.speculative, model=draft.path, draft=draft.facts))
+    if request.speculative is not None and request.speculative.method != "auto":
+        options = with_speculation(model, options, request.speculative.engine_document())
     if request.task != "generate" and "max_num_batched_tokens" not in arguments:
         # Pooling models do not split a prompt into chunks, so that the whole of it has to fit in a batch.
         longest = options.max_model_len or model.facts.max_position_embeddings
         options = replace(options, max_num_batched_tokens=max(options.max_num_batched_tokens, longest))
     return options
+
+
+def with_speculation(model: ResolvedModel, options: EngineOptions, document: Mapping[str, object]) -> EngineOptions:
+    """The options with drafting, as vLLM's ``--speculative-config`` has it; the draft's path on the hosts goes in."""
+    draft = model.further_by_label(DRAFT)
+    parsed = options_from_engine_args({"speculative_config": document}, where=model.path).speculative
+    if parsed is None or draft is None:
+        return replace(options, speculative=parsed)
+    length = options.max_model_len
+    if parsed.method == "draft_model" and length is None and draft.facts is not None:
+        # The engine serves no more than the draft reads (config/vllm.py, _limit_max_model_len_to_draft).
+        drafted = parsed.max_model_len or draft.facts.max_position_embeddings
+        length = drafted if drafted < model.facts.max_position_embeddings else None
+    return replace(options, max_model_len=length, speculative=replace(parsed, model=draft.path, draft=draft.facts))
 
 
 def less_faithful(model: ResolvedModel) -> tuple[str, ...]:

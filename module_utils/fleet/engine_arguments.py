@@ -193,10 +193,6 @@ def instance_engine_args(request: ModelRequest, options: EngineOptions, model: s
         document["max_model_len"] = options.max_model_len
     if options.kv_cache_memory_bytes is None:
         document["gpu_memory_utilization"] = options.gpu_memory_utilization
-    if isinstance(request.speculative, dict) and options.speculative is not None:
-        given = {name: value for name, value in request.speculative.items() if name != "config"}
-        own = document.get("speculative_config")
-        document["speculative_config"] = {**given, **(own if isinstance(own, dict) else {})}
     if request.task != "generate":
         document.setdefault("runner", "pooling")
     revision = request.revision

@@ -42,13 +42,20 @@ class LoraOptions:
 
 @dataclass(frozen=True, slots=True)
 class SpeculativeOptions:
-    """``--speculative-config``. ``draft`` holds the facts of the draft model where the method has one."""
+    """``--speculative-config``. ``draft`` holds the facts of the draft model where the method has one.
+
+    ``further`` are vLLM's other keys with their values, which neither memory nor speed depends on.
+    """
 
     method: str
     num_speculative_tokens: int
     model: str | None = None
     draft: ModelFacts | None = None
     draft_tensor_parallel_size: int | None = None
+    max_model_len: int | None = None
+    use_heterogeneous_vocab: bool = False
+    draft_sample_method: str = "greedy"
+    further: tuple[tuple[str, object], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +147,12 @@ _NOT_ARGUMENTS = frozenset(
 
 
 def _speculative_document(speculative: SpeculativeOptions) -> dict[str, object]:
-    document: dict[str, object] = {
-        "method": speculative.method,
-        "num_speculative_tokens": speculative.num_speculative_tokens,
-    }
-    if speculative.model is not None:
-        document["model"] = speculative.model
-    if speculative.draft_tensor_parallel_size is not None:
-        document["draft_tensor_parallel_size"] = speculative.draft_tensor_parallel_size
-    return document
+    document: dict[str, object] = {}
+    for field in fields(speculative):
+        value = getattr(speculative, field.name)
+        if field.name not in ("draft", "further") and value != field.default:
+            document[field.name] = value
+    return document | dict(speculative.further)
 
 
 def _positive(value: object, where: str) -> int:
@@ -206,8 +210,8 @@ def _weight_kernel(value: object, where: str) -> str:
 def _speculative(value: object, where: str) -> SpeculativeOptions:
     if not isinstance(value, dict):
         raise FleetError(where, f"must be a mapping, got {value!r}")
-    model = value.get("model")
-    draft_size = value.get("draft_tensor_parallel_size")
+    model, draft_size, length = (value.get(name) for name in ("model", "draft_tensor_parallel_size", "max_model_len"))
+    known = {field.name for field in fields(SpeculativeOptions)} - {"draft", "further"}
     return SpeculativeOptions(
         method=_text(value.get("method", "draft_model"), f"{where}.method"),
         num_speculative_tokens=_positive(value.get("num_speculative_tokens"), f"{where}.num_speculative_tokens"),
@@ -215,6 +219,10 @@ def _speculative(value: object, where: str) -> SpeculativeOptions:
         draft_tensor_parallel_size=(
             None if draft_size is None else _positive(draft_size, f"{where}.draft_tensor_parallel_size")
         ),
+        max_model_len=None if length is None else _positive(length, f"{where}.max_model_len"),
+        use_heterogeneous_vocab=_flag(value.get("use_heterogeneous_vocab", False), f"{where}.use_heterogeneous_vocab"),
+        draft_sample_method=_text(value.get("draft_sample_method", "greedy"), f"{where}.draft_sample_method"),
+        further=tuple(sorted((name, one) for name, one in value.items() if name not in known)),
     )
 
 

@@ -8,6 +8,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .activations import RankShape, activation_bytes, cudagraph_bytes, runner_buffers_bytes, uses_second_runner
+from .drafting_memory import (
+    draft_activation_bytes,
+    draft_tensor_parallel_size,
+    drafting_buffers_bytes,
+    judged_logits_bytes,
+)
 from .engine_behaviour import (
     NON_TORCH_FIRST_RUNNER_BYTES,
     NON_TORCH_PER_PEER_BYTES,
@@ -31,7 +37,7 @@ from .weights import (
 )
 
 if TYPE_CHECKING:
-    from .engine_options import EngineOptions
+    from .engine_options import EngineOptions, SpeculativeOptions
     from .hardware import GpuModel
     from .model_facts import ModelFacts
     from .quantization_config import QuantizationFacts
@@ -282,8 +288,7 @@ def _layout(demand: _Demand) -> KvCacheLayout:
         steps = options.pipeline_parallel_size + 1 if options.pipeline_parallel_size > 1 else 2
     models = [(demand.model, options.tensor_parallel_size)]
     if options.speculative is not None and options.speculative.draft is not None:
-        draft_size = options.speculative.draft_tensor_parallel_size or options.tensor_parallel_size
-        models.append((options.speculative.draft, draft_size))
+        models.append((options.speculative.draft, draft_tensor_parallel_size(options, options.speculative)))
     return kv_cache_layout(
         tuple(models),
         block_size=options.block_size or DEFAULT_BLOCK_SIZE,
@@ -307,21 +312,27 @@ def _stage_memory(demand: _Demand, layout: KvCacheLayout, stage: int) -> RankMem
     if options.lora is not None:
         start = sum(plan.stages[:stage])
         weights += lora_bytes(model, (start, start + plan.stages[stage]), options.lora, plan)
-    draft = options.speculative.draft if options.speculative is not None else None
-    if draft is not None and last:
-        weights += _draft_weights(draft, demand)
     shape = RankShape(plan.dtype_bytes, plan.quantization, first_stage=stage == 0, last_stage=last)
     activations = activation_bytes(model, gpu, options, shape)
+    judging = 0
+    if options.speculative is not None and last:
+        draft = options.speculative.draft
+        if draft is not None:
+            weights += _draft_weights(draft, options.speculative, demand)
+        activations = max(activations, draft_activation_bytes(model, gpu, options, options.speculative, shape))
+        judging = judged_logits_bytes(model, options, options.speculative, plan.dtype_bytes)
     second_runner = uses_second_runner(model, options)
     non_torch = NON_TORCH_SECOND_RUNNER_BYTES if second_runner else NON_TORCH_FIRST_RUNNER_BYTES
     non_torch += NON_TORCH_PER_PEER_BYTES * (options.world_size > 1)
     graphs = cudagraph_bytes(model, options)
     buffers = runner_buffers_bytes(model, options) if second_runner else 0
+    if options.speculative is not None and last:
+        buffers += drafting_buffers_bytes(model, options, options.speculative, plan.dtype_bytes)
     counted = buffers if demand.behaviour.counts_runner_buffers else 0
     workspace = attention_workspace_bytes(model, gpu, options)
     margin = demand.behaviour.margin_bytes + int(demand.behaviour.margin_of_weights * weights)
     available = demand.budget_bytes - weights - activations - non_torch - graphs - counted
-    outside = CONTEXT_BYTES + workspace + buffers - counted
+    outside = CONTEXT_BYTES + workspace + buffers - counted + judging
     overflow = max(0, demand.budget_bytes + outside - gpu.torch_visible_bytes)
     return RankMemory(
         pipeline_rank=stage,
@@ -341,18 +352,20 @@ def _stage_memory(demand: _Demand, layout: KvCacheLayout, stage: int) -> RankMem
     )
 
 
-def _draft_weights(draft: ModelFacts, demand: _Demand) -> int:
-    speculative = demand.options.speculative
-    if draft.vocab_size != demand.model.vocab_size:
+def _draft_weights(draft: ModelFacts, speculative: SpeculativeOptions, demand: _Demand) -> int:
+    """Weights of the draft on one rank of the last stage, which alone drafts."""
+    if draft.vocab_size != demand.model.vocab_size and not speculative.use_heterogeneous_vocab:
         raise FleetError(
             "speculative_config.model",
             f"the draft's vocabulary of {draft.vocab_size} is not the target's {demand.model.vocab_size}",
         )
-    size = demand.options.tensor_parallel_size
-    if speculative is not None and speculative.draft_tensor_parallel_size is not None:
-        size = speculative.draft_tensor_parallel_size
+    size = draft_tensor_parallel_size(demand.options, speculative)
     check_divisible(draft, size, where="speculative_config.draft_tensor_parallel_size")
-    plan = WeightPlan(
+    return _cached_weights(draft, _draft_plan(draft, size, demand), 0)
+
+
+def _draft_plan(draft: ModelFacts, size: int, demand: _Demand) -> WeightPlan:
+    return WeightPlan(
         dtype_bytes=demand.plan.dtype_bytes,
         quantization=draft.quantization,
         kernel=demand.plan.kernel,
@@ -360,7 +373,6 @@ def _draft_weights(draft: ModelFacts, demand: _Demand) -> int:
         tensor_parallel_size=size,
         stages=(draft.num_hidden_layers,),
     )
-    return _cached_weights(draft, plan, 0)
 
 
 def _answer(demand: _Demand, layout: KvCacheLayout, by_stage: list[RankMemory]) -> MemoryEstimate:

@@ -168,6 +168,7 @@ class ModelFacts:
     quantization: QuantizationFacts | None = None
     encoder: EncoderFacts | None = None
     has_lm_head: bool = True
+    shares_embedding: bool = False
     checkpoint: CheckpointTensors | None = None
     unknown: tuple[str, ...] = ()
 
@@ -185,8 +186,8 @@ class ModelFacts:
 
     @property
     def embedding_parameters(self) -> int:
-        """Token embedding."""
-        return self.vocab_size * self.hidden_size
+        """Token embedding. A draft head may use that of the model."""
+        return 0 if self.shares_embedding else self.vocab_size * self.hidden_size
 
     @property
     def parameters(self) -> int:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import CONFIG_NAME, load_model_facts, manifest, read_json
+from .checkpoint import CONFIG_NAME, load_model_facts, manifest, read_json, tensor_names
 from .configurations import FurtherCheckpoint, ResolvedModel
 from .document_checks import faults_error, path_of
+from .eagle_head import eagle3_facts
 from .errors import FleetError
 from .fetch_description import UnreachableError
 from .plan_document import CheckpointReference
@@ -16,7 +17,7 @@ from .requests import parse_requests, relative_to
 from .sources import FurtherSource, Source, stored_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from .fetch_description import Description
     from .fetch_sources import RemoteSources
@@ -171,11 +172,13 @@ class _Finder:
             if description is not None:
                 checkpoint = _elsewhere(name, description)
                 found.append(checkpoint)
+                names = [name for header in description.headers.values() for name in header]
                 return self._understood(
                     wanted,
                     lambda: description.config(wanted.config_name),
+                    lambda: names,
                     description.facts,
-                    checkpoint.reference,
+                    reference=checkpoint.reference,
                     key=wanted.key,
                 )
         key, location = self._configuration(wanted)
@@ -185,20 +188,33 @@ class _Finder:
             found.append(checkpoint)
             reference = checkpoint.reference
         file = Path(location) / wanted.config_name if Path(location).is_dir() else Path(location)
-        return self._understood(wanted, lambda: read_json(file), lambda: load_model_facts(location), reference, key=key)
+        return self._understood(
+            wanted,
+            lambda: read_json(file),
+            lambda: tensor_names(location),
+            lambda: load_model_facts(location),
+            reference=reference,
+            key=key,
+        )
 
     def _understood(
         self,
         wanted: FurtherSource,
         config: Callable[[], Mapping[str, object]],
+        tensors: Callable[[], Sequence[str] | None],
         facts: Callable[[], ModelFacts],
-        reference: CheckpointReference | None,
         *,
+        reference: CheckpointReference | None,
         key: str,
     ) -> FurtherCheckpoint:
         try:
-            is_model = wanted.config_name == CONFIG_NAME
-            return FurtherCheckpoint(wanted, config(), facts() if is_model else None, reference)
+            said = config()
+            known: ModelFacts | None = None
+            if wanted.kind == "eagle3":
+                known = eagle3_facts(said, tensors(), where=wanted.config_name)
+            elif wanted.config_name == CONFIG_NAME:
+                known = facts()
+            return FurtherCheckpoint(wanted, said, known, reference)
         except FleetError as error:
             raise FleetError(f"{self.path}.{key}", str(error)) from None
 

@@ -263,8 +263,6 @@ def _why_so_many_replicas(prepared: Prepared, speed: Mapping[str, Any]) -> list[
         else:
             replicas = "replica" if prepared.target == 1 else "replicas"
             lines.append(f"{prepared.target} {replicas}, from replicas.min.")
-    if request.speculative == "auto":
-        lines.append("No speculative decoding: no draft is named whose acceptance was measured.")
     return lines
 
 

@@ -8,6 +8,7 @@ from .host_document import MODELS_DIRECTORY
 from .placement_bound import fewest_gpus
 from .plan_document import Refusal
 from .remedies import remedies
+from .speculation_checks import refused_speculation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ def unsupported(model: ResolvedModel) -> Refusal | None:
             "Adapters are not brought to the hosts by this version.",
             "lora without adapters, and engine_args.lora_modules for adapters that lie on the hosts",
         )
-    return None
+    return refused_speculation(model)
 
 
 def impossible(
@@ -87,6 +88,8 @@ def impossible(
     explanation = f"{closest.explanation[0].upper()}{closest.explanation[1:]} ({gpus}, {closest.shape.kind})."
     explanation += _on_several_hosts(request, multi_node)
     changes = remedies(model, gpu, most[closest.shape.kind], misfits, engine_version)
+    if closest.constraint.endswith("draft_tensor_parallel_size"):
+        changes = ["leave speculative.draft_tensor_parallel_size out", *changes]
     return Refusal(request.name, closest.constraint, explanation, _any_of(changes) or "a smaller model")
 
 

@@ -23,20 +23,14 @@ from .engine_arguments import RESERVED_ENVIRONMENT, TWINS, argument_faults
 from .engine_options import options_from_engine_args
 from .errors import FleetError
 from .request_quantize import Quantize  # noqa: TC001 - pydantic reads it
-from .sources import FurtherSource, Source
+from .request_speculative import Speculative, speculative_mapping
+from .sources import DRAFT, FurtherSource, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 MAX_NAME_CHARACTERS = 48
-
-
-def _speculative(value: object) -> object:
-    if value in ("auto", "none") or isinstance(value, dict):
-        return value
-    msg = f"must be auto, none or a mapping as vLLM's --speculative-config takes it, got {shown(value)}"
-    raise ValueError(msg)
 
 
 def _gpu_reference(value: object) -> object:
@@ -188,9 +182,8 @@ class ModelRequest(Document):
     availability: Availability = Field(default_factory=Availability, description="What may fail.")
     engine: Literal["vllm", "triton"] = Field(default="vllm", description="The server that runs the model.")
     priority: int = Field(default=0, description="With no room for all, the higher number is placed first.")
-    speculative: Annotated[Any, AfterValidator(_speculative)] = Field(
-        default="none",
-        description="none, auto (where the speed model says it pays), or vLLM's --speculative-config as a mapping.",
+    speculative: Annotated[Speculative | None, BeforeValidator(speculative_mapping)] = Field(
+        default=None, description="none (the default), auto (method: auto), or how tokens are drafted."
     )
     tensor_parallel: Count | None = Field(
         default=None, description="Forced --tensor-parallel-size. Left out: 1 with pipeline_parallel, else chosen."
@@ -228,17 +221,18 @@ class ModelRequest(Document):
     @property
     def further_sources(self) -> tuple[FurtherSource, ...]:
         """The checkpoints that the model is served with beside its own."""
-        if not isinstance(self.speculative, dict) or not self.speculative.get("model"):
+        drafting = self.speculative
+        if drafting is None or drafting.model is None:
             return ()
-        return (
-            FurtherSource(
-                label="draft",
-                key="speculative.model",
-                source=Source(str(self.speculative["model"])),
-                config=self.speculative.get("config"),
-                config_key="speculative.config",
-            ),
+        draft = FurtherSource(
+            label=DRAFT,
+            key="speculative.model",
+            source=Source(drafting.model),
+            config=drafting.config,
+            config_key="speculative.config",
+            kind="eagle3" if drafting.method == "eagle3" else "model",
         )
+        return (draft,)
 
     @property
     def forced_tensor_parallel(self) -> int | None:
@@ -347,6 +341,8 @@ def _consistency_faults(model: ModelRequest) -> list[tuple[str, str]]:
         faults.append(("availability.hosts_lost", "needs two replicas, but replicas.max is 1"))
     sources = {"source": Source(model.source), **{one.key: one.source for one in model.further_sources}}
     faults += [(key, problem) for key, source in sources.items() if (problem := source.fault())]
+    if model.speculative is not None:
+        faults += [(f"speculative.{key}", problem) for key, problem in model.speculative.faults()]
     hosts = model.placement.hosts
     sizes = (model.forced_tensor_parallel, model.forced_pipeline_parallel)
     for index, pin in enumerate(model.placement.pins):

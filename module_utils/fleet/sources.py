@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 _REPOSITORY = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$", re.ASCII)
+
+DRAFT = "draft"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class FurtherSource:
         config: path of its configuration, to plan without the checkpoint.
         config_key: where that stands.
         config_name: the file that says what it is; an adapter has ``adapter_config.json``.
+        kind: how it is read.
     """
 
     label: str
@@ -66,6 +70,7 @@ class FurtherSource:
     config: str | None = None
     config_key: str = ""
     config_name: str = "config.json"
+    kind: Literal["model", "eagle3", "adapter"] = "model"
 
 
 def stored_name(model: str, label: str) -> str:

@@ -163,7 +163,7 @@ def rank_weights(model: ModelFacts, plan: WeightPlan, stage: int) -> RankWeights
     last_stage = stage == len(plan.stages) - 1
     layers = sum(_layer_bytes(kind, plan) * count for kind, count in model.layers(first, first + plan.stages[stage]))
     vocabulary = _padded_vocabulary_bytes(model, plan)
-    has_embedding = stage == 0 or (last_stage and model.tie_word_embeddings)
+    has_embedding = (stage == 0 or (last_stage and model.tie_word_embeddings)) and not model.shares_embedding
     has_head = last_stage and model.has_lm_head and not model.tie_word_embeddings
     return RankWeights(
         layers_bytes=layers,

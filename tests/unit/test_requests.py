@@ -32,7 +32,7 @@ def test_only_name_and_source_are_required():
     assert request.replicas.min == 1
     assert request.replicas.max is None
     assert request.quantization == "auto"
-    assert request.speculative == "none"
+    assert request.speculative is None
     assert request.placement.spread_over_hosts
 
 
@@ -138,7 +138,7 @@ def test_paths_are_relative_to_the_models_file():
         ({"replicas": {"min": 0}}, "replicas.min: must be at least 1, got 0"),
         (
             {"speculative": 5},
-            "speculative: must be auto, none or a mapping as vLLM's --speculative-config takes it, got 5",
+            "speculative: must be auto, none or a mapping with a method, got 5",
         ),
         ({"placement": {"hosts": []}}, "placement.hosts: must have at least 1 entry, got []"),
         (
