@@ -10,7 +10,8 @@ module: fleet_verify
 short_description: Compare what runs on a GPU host with the plan
 description:
   - Looks at the unit, the files and the process of each planned instance, at the GPUs on which the driver sees it, and
-    at what its engine says of its names, arguments and KV cache. Has each engine answer one real request.
+    at what its engine says of its names, arguments, KV cache and attention backend. Has each engine answer one real
+    request, and reads how many drafted tokens were accepted where it drafts.
   - Names instances that are on the host and not in the plan.
   - Changes nothing. Differences are returned, they are not a failure of the module.
 version_added: "0.1.0"
@@ -54,6 +55,11 @@ options:
     description: How long an engine may take for one request, in seconds.
     type: float
     default: 120
+  accelerator:
+    description: What the engines run on. The plan names the attention backend of a GPU; the CPU build has its own.
+    type: str
+    choices: [cuda, cpu]
+    default: cuda
 attributes:
   check_mode:
     description: The module changes nothing, so check mode makes no difference.
@@ -126,6 +132,7 @@ def main() -> None:
             "document": {"type": "dict", "required": True},
             "engine_api_key": {"type": "str", "required": True, "no_log": True},
             "timeout_s": {"type": "float", "default": 120},
+            "accelerator": {"type": "str", "choices": ["cuda", "cpu"], "default": "cuda"},
         },
         supports_check_mode=True,
     )
@@ -139,6 +146,7 @@ def main() -> None:
             inventory_name=given["host"],
             engine_key=given["engine_api_key"],
             timeout_s=given["timeout_s"],
+            accelerator=given["accelerator"],
         )
     except FleetError as error:
         module.fail_json(msg=str(error))

@@ -108,6 +108,10 @@ class InstanceHost:
         parts = [_read(path) or "" for path in around] + [files[CONFIG], files[ENVIRONMENT]]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
+    def journal(self, instance_id: str, invocation: str, grep: str) -> str:
+        """What one run of an instance's engine said, as far as it matches a regular expression."""
+        return self._systemd.journal(unit_of(instance_id), invocation, grep=grep)
+
     def apply(self, steps: Sequence[Step], observed: Mapping[str, Observed]) -> None:
         """Carries the steps out, up to units that have been told to start.
 

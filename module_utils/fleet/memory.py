@@ -266,8 +266,8 @@ def attention_backend(model: ModelFacts, gpu: GpuModel, options: EngineOptions) 
         return "FLASH_ATTN_MLA" if gpu.is_hopper else "TRITON_MLA"
     if gpu.is_hopper:
         return "FLASH_ATTN"
-    if model.layer_kinds[0].sharded_parameters:
-        return "TRITON_ATTN"  # attention sinks need FlashAttention 3 or Triton
+    if model.layer_kinds[0].sharded_parameters or model.has_bidirectional_images:
+        return "TRITON_ATTN"  # attention sinks and tokens of images that see one another: not in FlashAttention 2
     return "FLASHINFER" if options.kv_cache_dtype.startswith("fp8") else "FLASH_ATTN"
 
 

@@ -173,6 +173,11 @@ class ModelFacts:
     unknown: tuple[str, ...] = ()
 
     @property
+    def has_bidirectional_images(self) -> bool:
+        """Whether the tokens of an image attend to one another in both directions."""
+        return self.model_type == "gemma3" and self.encoder is not None
+
+    @property
     def num_hidden_layers(self) -> int:
         """Decoder layers."""
         return len(self.layer_pattern)

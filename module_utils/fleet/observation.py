@@ -7,6 +7,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .engine_reports import BACKEND_LINES, attention_backends, cache_config, drafting, kv_cache_tokens, repeat
 from .instances import CONFIG, ENVIRONMENT, RECORD, listen_address
 from .openai_client import Answer, Server, model_names, work
 from .verification import Planned, Row, Seen, gpus_by_instance, judge, planned_instance, sharing, unplanned
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from .instance_host import InstanceHost
     from .instances import Desired, Observed
 
-_CACHE_CONFIG = re.compile(r"^vllm:cache_config_info\{(.*)\} ", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _USER_ID = re.compile(r"^Uid:\s+(\d+)", re.MULTILINE)
 _HEALTH_TIMEOUT_S = 10.0
 
@@ -32,6 +31,7 @@ def observe_host(
     inventory_name: str,
     engine_key: str,
     timeout_s: float,
+    accelerator: str = "cuda",
 ) -> list[Row]:
     """Judge every instance that is planned for this host or found on it.
 
@@ -43,6 +43,7 @@ def observe_host(
         inventory_name: of this host.
         engine_key: what the engines ask for.
         timeout_s: how long a request to an engine may take.
+        accelerator: what the engines run on, ``cuda`` or ``cpu``.
     """
     observed = host.observe()
     used = gpus_by_instance(document["gpus"])
@@ -50,7 +51,7 @@ def observe_host(
     processes = {one["id"]: one.get("main_pid") for one in document["instances"]}
     rows = []
     for one in desired:
-        planned = planned_instance(records[one.id], inventory_name, records)
+        planned = planned_instance(records[one.id], inventory_name, records, accelerator=accelerator)
         found = observed.pop(one.id, None)
         if found is None:
             rows.append(judge(planned, Seen()))
@@ -59,6 +60,7 @@ def observe_host(
         if planned.leads and found.unit.running:
             address = listen_address(found.files.get(CONFIG, "")) or ("127.0.0.1", planned.port)
             seen |= _asked(planned, address, engine_key, timeout_s)
+            seen["attention_backends"] = attention_backends(host.journal(one.id, found.unit.invocation, BACKEND_LINES))
         seen["gpus"] = used.get(one.id, ()) if known_gpus else None
         seen["shares"] = sharing(one.id, used)
         rows.append(judge(planned, Seen(**seen)))
@@ -110,6 +112,15 @@ def _asked(planned: Planned, address: tuple[str, int], key: str, timeout_s: floa
     if first.get("root"):
         reported["model"] = str(first["root"])
     worked = work(engine, planned.names[0], planned.task)
+    counted = drafting(engine("GET", "/metrics").text) if planned.speculation else None
+    if (
+        planned.speculation == "ngram"
+        and counted is not None
+        and not counted.drafts
+        and repeat(engine, planned.names[0])
+    ):
+        # An answer that repeats nothing leaves nothing to look up.
+        counted = drafting(engine("GET", "/metrics").text)
     return {
         "health": "",
         "names": model_names(models),
@@ -118,6 +129,7 @@ def _asked(planned: Planned, address: tuple[str, int], key: str, timeout_s: floa
         "arguments": reported,
         "work": worked.problem,
         "work_seconds": round(worked.seconds, 3),
+        "drafting": counted,
     }
 
 
@@ -125,17 +137,3 @@ def _entry(models: Answer, name: str) -> dict[str, Any]:
     document = models.document
     entries = document.get("data") if isinstance(document, dict) else None
     return next((entry for entry in entries or () if isinstance(entry, dict) and entry.get("id") == name), {})
-
-
-def cache_config(metrics: str) -> dict[str, str]:
-    """The labels of ``vllm:cache_config_info`` in an engine's /metrics; empty where it has none."""
-    match = _CACHE_CONFIG.search(metrics)
-    return dict(_LABEL.findall(match.group(1))) if match else {}
-
-
-def kv_cache_tokens(labels: Mapping[str, str]) -> int | None:
-    """KV cache in tokens: what the engine says itself, or blocks times block size where the version does not say it."""
-    if labels.get("kv_cache_size_tokens", "").isdigit():
-        return int(labels["kv_cache_size_tokens"])
-    blocks, block_size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
-    return int(blocks) * int(block_size) if blocks.isdigit() and block_size.isdigit() else None

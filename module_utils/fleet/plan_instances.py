@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from .attention_words import ENGINE_ENVIRONMENT, why_this_backend
 from .configurations import Configuration, gives_up_precision, path_on_hosts
 from .engine_arguments import instance_engine_args
 from .plan_document import Instance, Shard, Sharing, id_order
@@ -157,7 +158,11 @@ def _instance(
             *(Shard(host, gpus, rank) for rank, (host, gpus) in enumerate(placed.further, start=1)),
         ),
         engine_args=instance_engine_args(request, found.options, path),
-        env={**request.env, "CUDA_VISIBLE_DEVICES": ",".join(placed.gpus)} if not placed.further else dict(request.env),
+        env={
+            **ENGINE_ENVIRONMENT,
+            **request.env,
+            **({"CUDA_VISIBLE_DEVICES": ",".join(placed.gpus)} if not placed.further else {}),
+        },
         port=port,
         memory=dict(memories[id(found)]),
         speed=speed,
@@ -165,6 +170,7 @@ def _instance(
             place,
             *model.notes,
             *found.reasons,
+            why_this_backend(model.facts, gpu.model, found.options, request.engine_args),
             *_why_this_precision(found, prepared),
             *_why_so_many_gpus(placed, prepared),
             *_why_untested(placed, view),

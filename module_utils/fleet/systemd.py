@@ -155,11 +155,13 @@ class Systemd:
             # systemctl complains of those that are not loaded any more.
             self._run(["systemctl", "reset-failed", *units])
 
-    def journal(self, unit: str, invocation: str, lines: int = 400) -> str:
-        """The last messages of one run of a unit, without time stamps."""
+    def journal(self, unit: str, invocation: str, lines: int = 400, grep: str = "") -> str:
+        """The last messages of one run of a unit, without time stamps; with ``grep`` those that match it."""
         command = ["journalctl", "--unit", unit, "--output=cat", "--no-pager", "--lines", str(lines)]
         if invocation:
             command.append(f"_SYSTEMD_INVOCATION_ID={invocation}")
+        if grep:
+            command.append(f"--grep={grep}")
         return self._run(command)[1]
 
     def _must(self, *arguments: str) -> None:

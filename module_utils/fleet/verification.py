@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .engine_reports import CPU_BACKENDS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from .engine_reports import Drafting
 
 OK, WRONG, FAILED, ABSENT, UNPLANNED = "ok", "wrong", "failed", "absent", "unplanned"
 
@@ -32,6 +36,8 @@ class Planned:
         arguments: those of vLLM's arguments that the engine reports back, as text.
         port: where the engine listens.
         shares_with: instances that the plan puts on a GPU of this one as well.
+        speculation: the method by which it drafts tokens; empty where it does not.
+        attention_backends: those of which the engine is to take one; empty where the plan does not say.
     """
 
     id: str
@@ -47,6 +53,8 @@ class Planned:
     arguments: Mapping[str, str]
     port: int
     shares_with: tuple[str, ...] = ()
+    speculation: str = ""
+    attention_backends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,8 @@ class Seen:
         work_seconds: how long that took.
         gpus: UUIDs of the GPUs on which the driver sees its processes; ``None`` where the driver does not answer.
         shares: instances whose processes are on one of these GPUs as well.
+        drafting: what the engine counted of drafted tokens; ``None`` where it counts none.
+        attention_backends: what the engine's log names; empty where it names none any more.
     """
 
     present: bool = False
@@ -88,6 +98,8 @@ class Seen:
     work_seconds: float | None = None
     gpus: tuple[str, ...] | None = None
     shares: tuple[str, ...] = ()
+    drafting: Drafting | None = None
+    attention_backends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,11 @@ class Row:
 
 
 def planned_instance(
-    record: Mapping[str, Any], host: str, beside: Mapping[str, Mapping[str, Any]] | None = None
+    record: Mapping[str, Any],
+    host: str,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    accelerator: str = "cuda",
 ) -> Planned:
     """Read what verification needs out of an instance of the plan.
 
@@ -120,12 +136,15 @@ def planned_instance(
         record: the instance as plan.json has it.
         host: inventory name of the host that looks at it.
         beside: all instances planned for that host, by id.
+        accelerator: what the engine runs on; the plan names the attention backend of a GPU.
     """
     arguments, memory = record["engine_args"], record.get("memory") or {}
     names = arguments.get("served_model_name") or [record["model"]]
     shards = sorted(record["shards"], key=lambda shard: int(shard.get("rank", 0)))
     length = arguments.get("max_model_len")
     expected = memory.get("kv_cache_tokens")
+    backend = memory.get("attention_backend")
+    backends = CPU_BACKENDS if accelerator == "cpu" else (str(backend),) if backend else ()
     return Planned(
         id=record["id"],
         model=record["model"],
@@ -144,6 +163,8 @@ def planned_instance(
         },
         port=record["port"],
         shares_with=_sharers(record, beside or {}),
+        speculation=str((arguments.get("speculative_config") or {}).get("method", "")),
+        attention_backends=backends,
     )
 
 
@@ -165,7 +186,7 @@ def compare(planned: Planned, seen: Seen) -> tuple[Difference, ...]:
     """Return everything that is not as planned, what keeps the instance from serving first."""
     if not seen.present:
         return (Difference("unit", "active", "not there", fails=True),)
-    found = [*_service(seen), *_arguments(planned, seen), *_gpus(planned, seen)]
+    found = [*_service(seen), *_arguments(planned, seen), *_inside(planned, seen), *_gpus(planned, seen)]
     return tuple(sorted(found, key=lambda difference: not difference.fails))
 
 
@@ -205,6 +226,21 @@ def _arguments(planned: Planned, seen: Seen) -> list[Difference]:
     elif observed < least or (planned.kv_cache_exact and observed != wanted):
         limit = "" if planned.kv_cache_exact else "at least "
         found.append(Difference("KV tokens", f"{limit}{least:,}", f"{observed:,}"))
+    return found
+
+
+def _inside(planned: Planned, seen: Seen) -> list[Difference]:
+    """What the engine does beyond its arguments: which attention backend it took, and whether it drafts tokens."""
+    found = []
+    wanted, taken = planned.attention_backends, seen.attention_backends
+    # A draft model may take another one besides.
+    if wanted and taken and not set(wanted) & set(taken):
+        found.append(Difference("attention backend", " or ".join(wanted), _list(taken)))
+    if planned.speculation and planned.leads and seen.health == "" and not seen.work:
+        if seen.drafting is None:
+            found.append(Difference("speculation", planned.speculation, "none: the engine counts no drafts"))
+        elif not seen.drafting.drafts:
+            found.append(Difference("speculation", planned.speculation, "no token was drafted for its request"))
     return found
 
 

@@ -84,7 +84,7 @@ def make_report(
     if nothing_runs and plan["instances"]:
         lines = ["Nothing runs yet.", "", *_table(cells)]
     else:
-        lines = [*(_table(cells) if cells else ["No instances."]), "", *_gateway_lines(gateways)]
+        lines = [*(_table(cells) if cells else ["No instances."]), "", *_gateway_lines(gateways), *_drafting(hosts)]
         if problems:
             lines += ["", "Differences:", *(f"  {problem}" for problem in problems)]
         lines += _line_to_try(plan, gateways, key_reference) if answering else []
@@ -153,6 +153,22 @@ def _table(cells: Sequence[Sequence[str]]) -> list[str]:
         for row in rows:
             if len(row[widest]) > width:
                 row[widest] = row[widest][: width - 1] + "…"
+
+
+def _drafting(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What came of drafted tokens since the engines started, one line an instance that drafts."""
+    found = []
+    for host, one in sorted(hosts.items()):
+        for row in sorted(one["rows"], key=lambda row: id_order(row["id"])):
+            counted = row["seen"].get("drafting")
+            if counted and counted["drafts"]:
+                accepted, drafted = counted["accepted_tokens"], counted["draft_tokens"]
+                each = 1 + accepted / counted["drafts"]
+                found.append(
+                    f"  {row['id']} on {host}: {accepted:,} of {drafted:,} accepted ({accepted / drafted:.0%}),"
+                    f" {each:.2f} tokens a step."
+                )
+    return ["Drafted tokens since the start of the engine:", *found] if found else []
 
 
 def _host_problems(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:

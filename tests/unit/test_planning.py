@@ -47,7 +47,11 @@ def test_the_arguments_of_an_instance():
         "tensor_parallel_size": 1,
         "tool_call_parser": "hermes",
     }
-    assert one.env == {"CUDA_VISIBLE_DEVICES": "GPU-a-0", "VLLM_LOGGING_LEVEL": "DEBUG"}
+    assert one.env == {
+        "CUDA_VISIBLE_DEVICES": "GPU-a-0",
+        "VLLM_LOGGING_LEVEL": "DEBUG",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    }
     assert one.memory["fits"] is True
     assert one.memory["kv_cache_tokens_planned"] <= one.memory["kv_cache_tokens"]
 
@@ -422,10 +426,11 @@ def test_reasons_tell_precision_place_and_number():
     (one,) = plan(facts("a"), [model("m", demand={"requests_per_second": 3})]).instances
     assert one.reasons[0] == "On a GPU 0: the only host that may be used."
     assert one.reasons[1].startswith("Unquantized weights: 15.")
-    assert one.reasons[2].startswith("One instance carries ")
-    assert one.reasons[2].endswith("; the demand is 3 requests/s.")
+    assert one.reasons[2] == "Attention by FLASH_ATTN, vLLM's own choice on this GPU."
+    assert one.reasons[3].startswith("One instance carries ")
+    assert one.reasons[3].endswith("; the demand is 3 requests/s.")
     (one,) = plan(facts("a"), [model("m")]).instances
-    assert one.reasons[2] == "1 replica, from replicas.min."
+    assert one.reasons[3] == "1 replica, from replicas.min."
 
 
 def test_reasons_tell_why_fewer_gpus_do_not_do():

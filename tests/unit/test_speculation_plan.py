@@ -200,3 +200,33 @@ def test_what_is_written_short():
         "method": "ngram",
         "num_speculative_tokens": 3,
     }
+
+
+class TestAttention:
+    def backend(self, *arguments, **changes):
+        one = only(plan(facts("a"), [model("m", *arguments, **changes)]))
+        (said,) = [reason for reason in one.reasons if reason.startswith("Attention by ")]
+        return one, one.memory["attention_backend"], said
+
+    def test_a_cache_in_full_precision_is_left_to_vllm(self):
+        one, backend, said = self.backend()
+        assert "attention_backend" not in one.engine_args
+        assert (backend, said) == ("FLASH_ATTN", "Attention by FLASH_ATTN, vLLM's own choice on this GPU.")
+
+    def test_an_fp8_cache_names_the_backend_and_keeps_flashinfers_workspace_free(self):
+        one, backend, said = self.backend(kv_cache_dtype="fp8")
+        assert one.engine_args["attention_backend"] == backend == "TRITON_ATTN"
+        assert "FlashAttention 2 has no FP8 cache" in said
+        assert one.env["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+        assert one.memory["attention_workspace_bytes"] == 0
+        asked, backend, said = self.backend(kv_cache_dtype="fp8", engine_args={"attention_backend": "FLASHINFER"})
+        assert asked.memory["attention_workspace_bytes"] >= 394 * 2**20
+        assert (asked.engine_args["attention_backend"], backend) == ("FLASHINFER", "FLASHINFER")
+        assert said.endswith("; its kernels are compiled at the first start unless they are installed.")
+
+    def test_mla_and_sinks_and_images(self):
+        assert self.backend("deepseek-v2-lite")[1] == "TRITON_MLA"
+        _, backend, said = self.backend("gpt-oss-20b")
+        assert backend == "TRITON_ATTN"
+        assert "has no attention sinks" in said
+        assert self.backend("gemma-3-4b")[1] == "TRITON_ATTN"

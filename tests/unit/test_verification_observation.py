@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fleet.engine_reports import BACKEND_LINES, Drafting, attention_backends, cache_config, drafting, kv_cache_tokens
 from fleet.instance_host import InstanceHost, Places
 from fleet.instances import parse_desired
-from fleet.observation import cache_config, kv_cache_tokens, observe_host
+from fleet.observation import observe_host
 from fleet.systemd import Systemd
 from fleet.verification import ABSENT, FAILED, OK, UNPLANNED, WRONG
 
@@ -80,6 +82,8 @@ class Host:
         item = {"id": "chat-1", "config_yaml": config, "environment": "A=1\n", "record": self.record}
         self.desired = parse_desired([item])
         self.unit = {"chat-1": ("active", "enabled")}
+        self.journal = ""
+        self.accelerator = "cuda"
         self.gpus = [{"uuid": "GPU-a", "index": 0, "processes": [{"instance": "chat-1"}]}]
         self.host = InstanceHost(self.places, Systemd(self.systemctl))
         directory = self.places.instances / "chat-1"
@@ -94,6 +98,8 @@ class Host:
         marker.write_text(self.host.digest(self.desired[0].files) + "\n")
 
     def systemctl(self, arguments: Sequence[str]) -> tuple[int, str, str]:
+        if arguments[0] == "journalctl":
+            return 0, self.journal, ""
         if "list-units" in arguments:
             return 0, "".join(f"vllm@{name}.service loaded\n" for name in self.unit), ""
         blocks = [
@@ -112,6 +118,7 @@ class Host:
             inventory_name="l40s-01",
             engine_key=KEY,
             timeout_s=5,
+            accelerator=self.accelerator,
         )
         return {row.id: row for row in rows}
 
@@ -192,3 +199,72 @@ def test_labels_of_the_cache_configuration() -> None:
     assert cache_config(METRICS)["num_gpu_blocks"] == "1024"
     assert cache_config('vllm:cache_config_info{a="x\\"y, z",b="1"} 1.0\n') == {"a": 'x\\"y, z', "b": "1"}
     assert cache_config("# nothing\n") == {}
+
+
+# As platforms/cuda.py of vLLM 0.32.0 and 0.33.0 writes it, behind the prefix of an engine's log.
+CHOSEN = (
+    "(EngineCore pid=7) INFO 11-24 07:54:29 [cuda.py:507] Using FLASH_ATTN attention backend out of potential backends:"
+    " ['FLASH_ATTN', 'FLASHINFER', 'TRITON_ATTN', 'FLEX_ATTENTION'].\n"
+)
+NAMED = "(EngineCore pid=7) INFO 11-24 07:54:29 [cuda.py:446] Using AttentionBackendEnum.TRITON_ATTN backend.\n"
+BESIDE = (
+    "(EngineCore pid=7) INFO 11-24 07:54:30 [selector.py:106] Using FLASH_ATTN MLA prefill backend.\n"
+    "(EngineCore pid=7) INFO 11-24 07:54:30 [cuda.py:547] Using backend AttentionBackendEnum.FLASH_ATTN for vit"
+    " attention\n"
+)
+ON_CPU = (
+    "(EngineCore pid=7) INFO 11-24 07:54:29 [cpu.py:198] Cannot use AttentionBackendEnum.TRITON_ATTN backend on CPU.\n"
+)
+COUNTERS = (
+    "# TYPE vllm:spec_decode_num_drafts_total counter\n"
+    'vllm:spec_decode_num_drafts_total{engine="0",model_name="chat"} 12.0\n'
+    'vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="chat"} 36.0\n'
+    'vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="chat"} 9.0\n'
+    'vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="chat",position="0"} 6.0\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("journal", "backends"),
+    [
+        (CHOSEN, ("FLASH_ATTN",)),
+        (BESIDE + NAMED + NAMED, ("TRITON_ATTN",)),
+        (BESIDE, ()),
+        (ON_CPU, ("CPU_ATTN",)),
+        ("", ()),
+    ],
+)
+def test_backends_that_the_log_of_an_engine_names(journal: str, backends: tuple[str, ...]) -> None:
+    assert attention_backends(journal) == backends
+    kept = "\n".join(line for line in journal.splitlines() if re.search(BACKEND_LINES, line))
+    assert attention_backends(kept) == backends
+
+
+def test_another_attention_backend_than_the_planned_one_is_seen(host: Host) -> None:
+    host.record["memory"]["attention_backend"] = "TRITON_ATTN"
+    assert "attention backend" not in differences(host)
+    host.journal = NAMED
+    assert "attention backend" not in differences(host)
+    host.journal = CHOSEN
+    assert "attention backend" in differences(host)
+    host.journal, host.accelerator = ON_CPU, "cpu"
+    assert "attention backend" not in differences(host)
+    host.accelerator = "cuda"
+    assert "attention backend" in differences(host)
+
+
+def test_counters_of_drafted_tokens() -> None:
+    assert drafting(METRICS + COUNTERS) == Drafting(12, 36, 9)
+    assert drafting(METRICS) is None
+
+
+def test_speculation_that_was_planned_has_to_be_counted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.record["engine_args"]["speculative_config"] = {"method": "ngram", "num_speculative_tokens": 3}
+    assert "speculation" in differences(host)
+    plain = METRICS
+    monkeypatch.setattr("test_verification_observation.METRICS", plain + COUNTERS)
+    assert "speculation" not in differences(host)
+    assert host.rows()["chat-1"].seen.drafting == Drafting(12, 36, 9)
+    monkeypatch.setattr("test_verification_observation.METRICS", plain + COUNTERS.replace(" 12.0", " 0.0"))
+    (one,) = [one for one in host.rows()["chat-1"].differences if one.what == "speculation"]
+    assert one.observed == "no token was drafted for its request"
