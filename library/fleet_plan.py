@@ -50,6 +50,12 @@ options:
     description: The version of vLLM, for the memory model.
     type: str
     required: true
+  triton_release:
+    description:
+      - Release of Triton's container, which says the version of vLLM that serves models with C(engine=triton).
+      - With O(accelerator=cpu) it is O(engine_version), which the lab's Triton runs.
+    type: str
+    default: "26.07"
   engine_port_base:
     description: The first port that an engine may listen on.
     type: int
@@ -251,6 +257,7 @@ def run(module):
         attempted=params["attempted_hosts"],
         applied=params["applied"],
         engine_version=params["engine_version"],
+        triton_release=params["triton_release"],
         engine_port_base=params["engine_port_base"],
         optimize=params["optimize"],
         accelerator=params["accelerator"],
@@ -314,6 +321,7 @@ def main():
             "applied": {"type": "list", "elements": "raw", "default": []},
             "accelerator": {"type": "str", "choices": ["cuda", "cpu"], "default": "cuda"},
             "engine_version": {"type": "str", "required": True},
+            "triton_release": {"type": "str", "default": "26.07"},
             "engine_port_base": {"type": "int", "default": 8100},
             "allow_partial": {"type": "bool", "default": False},
             "optimize": {"type": "bool", "default": False},

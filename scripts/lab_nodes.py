@@ -19,6 +19,7 @@ import lab_engine
 import lab_quantizers
 import lab_sysfs
 import lab_topology
+import lab_triton
 from lab_host import CHECKOUT, LAB_SOURCES, STATE, LabError, cache_directory, podman, run, say
 from lab_sysfs import write_sysfs
 from lab_topology import GPU_HOSTS, NODES, Lab, nvml_description
@@ -184,6 +185,7 @@ class LabNodes:
         self._package_cache(node).mkdir(parents=True, exist_ok=True)
         lab_engine.store().mkdir(parents=True, exist_ok=True)
         lab_quantizers.store().mkdir(parents=True, exist_ok=True)
+        lab_triton.store().mkdir(parents=True, exist_ok=True)
 
     def _package_cache(self, node: str) -> Path:
         """Downloaded packages of one node: apt locks the directory, so nodes do not share it."""
@@ -208,6 +210,7 @@ class LabNodes:
         if node in GPU_HOSTS:
             arguments.append(f"--volume={lab_engine.store()}:{lab_engine.PREFIX}:ro")
             arguments.append(f"--volume={lab_quantizers.store()}:{lab_quantizers.PREFIX}:ro")
+            arguments.append(f"--volume={lab_triton.store()}:{lab_triton.PREFIX}:ro")
         return arguments
 
     def _install_nvml(self, node: str) -> None:

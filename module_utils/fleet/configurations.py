@@ -132,14 +132,20 @@ class Misfit:
 
 
 class Configurations:
-    """Answers for one GPU kind and engine version, remembered: the same question is asked for every instance."""
+    """Answers for GPU kinds and engine versions, remembered: the same question is asked for every instance."""
 
-    def __init__(self, engine_version: str, carrying: Carrying | None = None) -> None:
-        self._engine_version = engine_version
+    def __init__(
+        self, engine_version: str, carrying: Carrying | None = None, triton_engine_version: str | None = None
+    ) -> None:
+        self._engine_versions = {"vllm": engine_version, "triton": triton_engine_version or engine_version}
         self._carrying = carrying or Carrying()
         self._known: dict[tuple[str, Shape], Configuration | Misfit] = {}
         self._speeds: dict[tuple[str, Shape, float], dict[str, Any]] = {}
         self._without_objectives: set[str] = set()
+
+    def engine_version(self, model: ResolvedModel) -> str:
+        """VLLM's version that serves a model: that of the role vllm, or that of Triton's container."""
+        return self._engine_versions[model.request.engine]
 
     def of_shape(self, model: ResolvedModel, gpu: GpuModel, shape: Shape) -> Configuration | Misfit:
         """The best precision for this shape, or why none fits."""
@@ -334,14 +340,14 @@ class Configurations:
             base_options(model),
             tensor_parallel_size=shape.tensor_parallel,
             pipeline_parallel_size=shape.pipeline_parallel,
-            engine_version=self._engine_version,
+            engine_version=self.engine_version(model),
         )
         quantized = model.facts.quantization
         if quantized is not None and not _is_as_asked(request.quantization, quantized):
             problem = f"the checkpoint is quantized ({quantized.method}), {request.quantization} was asked for"
             return Misfit(shape, "quantization", problem, options)
         if quantized is not None and quantized.act_order and quantized.group_size > 0:
-            refused = why_not_served("gptq_g_idx", self._engine_version)
+            refused = why_not_served("gptq_g_idx", self.engine_version(model))
             if refused is not None:
                 return Misfit(shape, "quantization", refused, options)
         if quantized is None and request.quantization in NEEDS_CHECKPOINT:

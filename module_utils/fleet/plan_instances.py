@@ -11,6 +11,7 @@ from .configurations import Configuration, gives_up_precision, path_on_hosts
 from .engine_arguments import instance_engine_args
 from .plan_document import Instance, Shard, Sharing, id_order
 from .sources import Source
+from .triton_ports import ServerPorts, is_alone
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,11 +58,14 @@ def plan_instances(
         current: what runs and may be touched, by id.
         untouchable: what runs on frozen hosts.
         why_leaving: in words, why an instance could not stay, by id.
-        port_base: the first port.
+        port_base: the first port of engines that are servers of their own.
     """
     ids = {one.id for one in untouchable} | {one.standing.id for one in decision.placed if one.standing}
     ports: dict[str, set[int]] = {}
+    servers = ServerPorts(ports)
     for one in untouchable:
+        if one.engine == "triton":
+            servers.keep(one)
         for host in one.hosts:
             ports.setdefault(host, set()).add(one.port)
     result = list(untouchable)
@@ -73,14 +77,20 @@ def plan_instances(
     for placed in sorted(decision.placed, key=lambda one: (not one.stays, one.model, one.host, one.gpus)):
         identity = placed.standing.id if placed.standing else _free_id(placed.model, ids)
         ids.add(identity)
-        taken = set().union(*(ports.setdefault(host, set()) for host in placed.hosts))
-        port = current[identity].port if placed.stays else 0
-        if not port or port in taken:
-            port = next(number for number in range(port_base, 65536) if number not in taken)
-        for host in placed.hosts:
-            ports[host].add(port)
         before = current.get(identity)
         ready = prepared[placed.model]
+        request = ready.model.request
+        kept = before.port if placed.stays and before is not None and before.engine == request.engine else 0
+        if request.engine == "triton":
+            alone = is_alone(len(placed.gpus), request.env)
+            port = servers.port(placed.host, placed.model, alone=alone, before=kept)
+        else:
+            taken = set().union(*(ports.setdefault(host, set()) for host in placed.hosts))
+            port = kept
+            if not port or port in taken:
+                port = next(number for number in range(port_base, 65536) if number not in taken)
+            for host in placed.hosts:
+                ports[host].add(port)
         if placed.stays and before is not None and before.reasons:
             place = before.reasons[0]
         else:

@@ -19,6 +19,7 @@ from .quantize_evidence import evidence_of
 from .quantize_jobs import plan_and_work
 from .quantize_texts import calibration_texts
 from .requests import host_name_faults
+from .triton_releases import DEFAULT_RELEASE, vllm_of_release
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,6 +51,7 @@ class StageInput:
             is planned could not be served.
         accelerator: what engines and quantizers run on, ``cuda`` or ``cpu``.
         quantize: the plan may count on quantized checkpoints that are not there yet.
+        triton_release: of Triton's container, as in ``26.07``.
     """
 
     models_file: str
@@ -65,6 +67,12 @@ class StageInput:
     allow_unavailable: bool = False
     accelerator: str = "cuda"
     quantize: bool = True
+    triton_release: str = DEFAULT_RELEASE
+
+    @property
+    def triton_engine_version(self) -> str:
+        """VLLM's version behind Triton: the container's, or on CPU that of the engines, which Triton runs there."""
+        return self.engine_version if self.accelerator == "cpu" else vllm_of_release(self.triton_release)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +163,7 @@ def run_stage(stage: StageInput) -> StageResult:
             optimize=stage.optimize,
             # The serving role starts instances of one host only.
             multi_node=False,
+            triton_engine_version=stage.triton_engine_version,
         )
 
     evidence = evidence_of(probed, notices)

@@ -15,6 +15,7 @@ from .planning_answer import Question, less_precise
 from .planning_summary import candidates_of, summary_of
 from .refusals import short_of_room
 from .running import split_current, why_stranded
+from .triton_releases import DEFAULT_RELEASE, vllm_of_release
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,7 @@ def make_plan(
     optimize: bool = False,
     carrying: Carrying | None = None,
     multi_node: bool = True,
+    triton_engine_version: str = vllm_of_release(DEFAULT_RELEASE),
 ) -> Plan:
     """Make the plan. The order of the arguments' elements does not matter.
 
@@ -56,15 +58,16 @@ def make_plan(
         optimize: move what runs if that places more, or the same on fewer GPUs.
         carrying: keeps capacities between plans, for a caller that makes several; they never change an answer.
         multi_node: whether instances over several hosts may be planned, where placement allows them.
+        triton_engine_version: vLLM's version in Triton's container, for models with ``engine: triton``.
 
     Raises:
         FleetError: a host variable excludes a GPU that does not exist, or an engine argument has a wrong value.
     """
     view = FleetView(with_link_classes(hosts), frozenset(frozen))
-    configurations = FleetConfigurations(engine_version, carrying)
+    configurations = FleetConfigurations(engine_version, carrying, triton_engine_version)
     by_name = {model.request.name: model for model in sorted(models, key=lambda model: model.request.name)}
     untouchable, touchable = split_current(current, view.frozen, by_name.keys())
-    question = Question(view, configurations, by_name, untouchable, touchable, engine_version, multi_node)
+    question = Question(view, configurations, by_name, untouchable, touchable, multi_node)
     answer = question.answer({}, optimize=optimize)
     if answer.decision.shortages and question.may_be_less_precise:
         answer = less_precise(question, optimize=optimize)

@@ -65,7 +65,6 @@ class Question:
     models: Mapping[str, ResolvedModel]
     untouchable: Sequence[Instance]
     touchable: Mapping[str, Instance]
-    engine_version: str
     multi_node: bool
 
     @property
@@ -93,7 +92,6 @@ class Question:
                 self.view,
                 self.configurations,
                 [one for one in (*self.untouchable, *self.touchable.values()) if one.model == name],
-                self.engine_version,
                 precisions=precisions.get(name, ()) if _chooses_precision(model) else (),
                 settled=settled and name in precisions,
                 multi_node=self.multi_node,

@@ -25,8 +25,6 @@ _GIB = 1024**3
 def unsupported(model: ResolvedModel) -> Refusal | None:
     """Refuse what the roles cannot serve yet, so that nothing is planned that would not start."""
     request = model.request
-    if request.engine == "triton":
-        return Refusal(request.name, "engine", "Triton engines are not served by this version.", "engine: vllm")
     if request.lora is not None and request.lora.adapters:
         return Refusal(
             request.name,

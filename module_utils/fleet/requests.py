@@ -25,6 +25,7 @@ from .errors import FleetError
 from .request_quantize import Quantize  # noqa: TC001 - pydantic reads it
 from .request_speculative import Speculative, speculative_mapping
 from .sources import DRAFT, FurtherSource, Source
+from .triton_releases import ASYNC_ENGINE_ARGUMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -322,11 +323,27 @@ def _model_faults(path: str, model: ModelRequest) -> list[tuple[str, str]]:
     faults = [(f"{path}.{name}", problem) for name, problem in _consistency_faults(model)]
     own = {name: getattr(model, name) for name in TWINS.values() if name in model.model_fields_set}
     faults += [(f"{path}.engine_args.{name}", problem) for name, problem in argument_faults(model.engine_args, own)]
+    if model.engine == "triton":
+        faults += [(f"{path}.{name}", problem) for name, problem in _triton_faults(model)]
     try:
         options_from_engine_args(model.engine_args, where=f"{path}.engine_args")
     except FleetError as error:
         faults.append((error.where, error.problem))
     faults += [(f"{path}.env.{name}", problem) for name, problem in RESERVED_ENVIRONMENT.items() if name in model.env]
+    return faults
+
+
+def _triton_faults(model: ModelRequest) -> list[tuple[str, str]]:
+    """What Triton's vLLM backend does not take."""
+    faults = [
+        (f"engine_args.{name}", "is no argument of the vLLM in Triton's container")
+        for name in model.engine_args
+        if name.replace("-", "_") not in ASYNC_ENGINE_ARGUMENTS
+    ]
+    if model.task != "generate":
+        faults.append(("task", f"engine: triton serves generate only, got {model.task}; use engine: vllm"))
+    if model.lora is not None:
+        faults.append(("lora", "engine: triton serves no adapters; use engine: vllm"))
     return faults
 
 

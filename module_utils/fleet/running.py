@@ -122,6 +122,8 @@ def _shape_problem(
         return "placement.allow_multi_node is false, and it spans hosts"
     if shape.ways > 1 and model.request.placement.share_gpus == "never":
         return "placement.share_gpus is never, and it shares its GPU"
+    if model.request.engine == "triton" and (shape.ways > 1 or shape.nodes > 1):
+        return "engine: triton neither shares a GPU nor spans hosts"
     forced = _forced_otherwise(model.request, shape)
     if forced is not None:
         return forced

@@ -52,7 +52,6 @@ def prepare(
     view: FleetView,
     configurations: FleetConfigurations,
     running: Sequence[Instance],
-    engine_version: str,
     *,
     precisions: Sequence[str] = (),
     settled: bool = False,
@@ -65,7 +64,6 @@ def prepare(
         view: the hosts.
         configurations: answers what fits.
         running: the model's replicas that run now.
-        engine_version: vLLM's version.
         precisions: less faithful ones that a model with a demand may use, as ``Shape.precision`` has them.
         settled: it uses no other.
         multi_node: whether instances over several hosts may be planned at all.
@@ -111,7 +109,7 @@ def prepare(
                 kinds=kinds,
                 most=most,
                 misfits=misfits,
-                engine_version=engine_version,
+                engine_version=configurations.engine_version(model),
                 multi_node=multi_node,
             )
         return Prepared(model, target, misfits=misfits, refusal=refusal)
@@ -156,7 +154,9 @@ def last_resorts(
     placement = model.request.placement
     eligible = [host for host in view.hosts.values() if why_ineligible(model.request, host) is None]
     parts: list[Configuration] = []
-    if placement.share_gpus != "never" and not any(pin.gpus for pin in placement.pins):
+    # Triton's models are loaded one by one, not one after the other on each GPU, and none of them spans hosts.
+    on_vllm = model.request.engine == "vllm"
+    if on_vllm and placement.share_gpus != "never" and not any(pin.gpus for pin in placement.pins):
         for _, gpu in sorted(view.usable_gpus(eligible)[0].items()):
             parts += configurations.parts(model, gpu)
     return tuple(parts), _over_hosts(model, view, configurations, eligible) if multi_node else ()
@@ -166,7 +166,7 @@ def _over_hosts(
     model: ResolvedModel, view: FleetView, configurations: FleetConfigurations, eligible: Sequence[HostDocument]
 ) -> tuple[Configuration, ...]:
     wide: list[Configuration] = []
-    if model.request.placement.allow_multi_node:
+    if model.request.placement.allow_multi_node and model.request.engine == "vllm":
         open_hosts = [host for host in eligible if view.may_get_more(host)]
         for name, gpu in sorted(view.usable_gpus(open_hosts)[0].items()):
             counts = [sum(one.kind == name for one in view.rooms[host.name].gpus) for host in open_hosts]

@@ -36,7 +36,7 @@ def test_routes_by_model():
 
 
 def test_a_refused_model_has_no_servers():
-    (route,) = routes(facts("a"), [model("m", engine="triton")])
+    (route,) = routes(facts("a"), [model("m", lora={"adapters": [{"name": "ad", "source": "org/ad"}]})])
     assert route == {"model": "m", "aliases": [], "task": "generate", "servers": []}
 
 

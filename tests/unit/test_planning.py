@@ -395,7 +395,6 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "constraint"),
         [
-            ({"engine": "triton"}, "engine"),
             ({"lora": {"adapters": [{"name": "ad", "source": "org/ad"}]}}, "lora.adapters"),
         ],
     )

@@ -61,7 +61,7 @@ def test_all_keys_of_the_design_are_understood():
             kv_cache_dtype="fp8",
             replicas={"min": 1, "max": 3},
             availability={"hosts_lost": 1},
-            engine="triton",
+            engine="vllm",
             priority=-3,
             speculative={"method": "ngram", "num_speculative_tokens": 3},
             tensor_parallel=2,
