@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 DOCUMENTATION = r"""
 name: fleet
@@ -22,22 +22,24 @@ def fleet_routes(plan: Mapping[str, Any], addresses: Mapping[str, str]) -> list[
         addresses: address of each host as the gateway reaches it; a host that is not in it goes by its name.
 
     Returns:
-        One entry a model, by name: ``model``, ``aliases``, ``task`` and ``servers`` (``id``, ``host``, ``address``,
-        ``port``, and ``weight`` where instances differ in what they carry). A model that is wanted but has no instance
-        has no servers. An alias is listed when every instance of the model answers to it; where two models claim one,
-        the wanted one has it.
+        One entry a model and engine, by name: ``model``, ``engine``, ``aliases``, ``task`` and ``servers`` (``id``,
+        ``host``, ``address``, ``port``, and ``weight`` where instances differ in what they carry). A model that is
+        wanted but has no instance has no servers. An alias is listed when every instance of the model answers to it;
+        where two models claim one, the wanted one has it.
     """
     # Imported here, since every Ansible worker loads this file in every task.
     from fleet.gateway_weights import weights_of_instances  # noqa: PLC0415
 
     wanted = plan["summary"]["carried"]
-    by_model: dict[str, list[Mapping[str, Any]]] = {name: [] for name in wanted}
+    by_model: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for instance in plan["instances"]:
-        by_model.setdefault(instance["model"], []).append(instance)
-    taken = set(by_model)
+        by_model.setdefault((instance["model"], instance.get("engine", "vllm")), []).append(instance)
+    placed = {model for model, _ in by_model}
+    by_model |= {(name, "vllm"): [] for name in wanted if name not in placed}
+    taken = {model for model, _ in by_model}
     routes = []
-    for model in sorted(by_model, key=lambda name: (name not in wanted, name)):
-        instances = sorted(by_model[model], key=lambda instance: instance["id"])
+    for model, engine in sorted(by_model, key=lambda key: (key[0] not in wanted, key)):
+        instances = sorted(by_model[model, engine], key=lambda instance: instance["id"])
         known = [set(instance.get("aliases") or ()) for instance in instances]
         aliases = sorted(set.intersection(*known) - taken) if known else []
         taken.update(aliases)
@@ -45,12 +47,18 @@ def fleet_routes(plan: Mapping[str, Any], addresses: Mapping[str, str]) -> list[
         routes.append(
             {
                 "model": model,
+                "engine": engine,
                 "aliases": aliases,
                 "task": instances[0].get("task", "generate") if instances else "generate",
                 "servers": [_server(instance, addresses, weights) for instance in instances],
             }
         )
-    return sorted(routes, key=lambda route: route["model"])
+    return sorted(routes, key=lambda route: (route["model"], route["engine"]))
+
+
+def fleet_on_triton(instances: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether any of the instances, planned ones or records that may be damaged, runs on Triton."""
+    return any(one.get("engine") == "triton" for one in instances)
 
 
 def _server(instance: Mapping[str, Any], addresses: Mapping[str, str], weights: Mapping[str, int]) -> dict[str, Any]:
@@ -70,4 +78,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Filters by name."""
-        return {"fleet_routes": fleet_routes}
+        return {"fleet_on_triton": fleet_on_triton, "fleet_routes": fleet_routes}

@@ -11,8 +11,8 @@ short_description: Makes the Triton servers of a host hold the planned models
 description:
   - Writes model repositories and units, starts servers, and has Triton load, reload and unload models through its
     repository API. The other models of a server serve meanwhile.
-  - A server is restarted only when its unit is another one. Triton shows the configuration of what it has loaded, so a run
-    that was interrupted is finished by the next one.
+  - A server is restarted only when its unit is another one. Triton shows the configuration of what it has loaded, so a
+    run that was interrupted is finished by the next one.
   - A model whose new files cannot be loaded is put back to those before, and the module fails with Triton's reason.
 version_added: "0.1.0"
 options:

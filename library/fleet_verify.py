@@ -43,6 +43,29 @@ options:
         description: The instance as the plan has it.
         type: dict
         required: true
+  triton_servers:
+    description: The Triton servers that the plan has here, as M(fleet_triton_models) takes them.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      port:
+        description: Port of its HTTP.
+        type: int
+        required: true
+      unit:
+        description: Contents of its unit file.
+        type: str
+        default: ""
+      models:
+        description: Its models, with C(name), C(files) and C(record).
+        type: list
+        elements: dict
+        default: []
+  triton_units:
+    description: C(units_directory) and C(units_suffix) of M(fleet_triton_models).
+    type: dict
+    default: {}
   document:
     description: A fresh host document of M(fleet_probe).
     type: dict
@@ -106,12 +129,16 @@ gpu_indices:
 """
 
 from dataclasses import asdict
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fleet.errors import FleetError
 from ansible.module_utils.fleet.instance_host import InstanceHost
 from ansible.module_utils.fleet.instances import parse_desired
 from ansible.module_utils.fleet.observation import observe_host
+from ansible.module_utils.fleet.triton_host import TritonHost, TritonPlaces
+from ansible.module_utils.fleet.triton_models import parse_servers
+from ansible.module_utils.fleet.triton_observation import observe_triton
 
 
 def main() -> None:
@@ -129,6 +156,17 @@ def main() -> None:
                     "record": {"type": "dict", "required": True},
                 },
             },
+            "triton_servers": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "port": {"type": "int", "required": True},
+                    "unit": {"type": "str", "default": ""},
+                    "models": {"type": "list", "elements": "dict", "default": []},
+                },
+            },
+            "triton_units": {"type": "dict", "default": {}},
             "document": {"type": "dict", "required": True},
             "engine_api_key": {"type": "str", "required": True, "no_log": True},
             "timeout_s": {"type": "float", "default": 120},
@@ -147,6 +185,19 @@ def main() -> None:
             engine_key=given["engine_api_key"],
             timeout_s=given["timeout_s"],
             accelerator=given["accelerator"],
+        )
+        units = given["triton_units"]
+        places = (
+            TritonPlaces(units=Path(units["units_directory"]), suffix=units["units_suffix"])
+            if units
+            else TritonPlaces()
+        )
+        rows += observe_triton(
+            parse_servers(given["triton_servers"]),
+            TritonHost(places).observe(),
+            given["document"],
+            inventory_name=given["host"],
+            timeout_s=given["timeout_s"],
         )
     except FleetError as error:
         module.fail_json(msg=str(error))

@@ -1,10 +1,10 @@
 """The lab's stand-in for Triton's vLLM backend: the official backend's contract, on the vLLM of this host's engine.
 
-Triton's python backend runs it for every model whose config.pbtxt says `backend: "vllm"`. Kept of the contract: model.json
-holds AsyncEngineArgs; max_batch_size 0 and the decoupled policy are completed; text_input, stream, sampling_parameters and
-exclude_input_in_output come in, text_output goes out; KIND_GPU is refused for models over several GPUs; the model is ready
-only while its engine is healthy, where ENABLE_VLLM_HEALTH_CHECK asks for that; REPORT_CUSTOM_METRICS reports counters.
-Left out: images, log probabilities, adapters, embeddings.
+Triton's python backend runs it for every model whose config.pbtxt says `backend: "vllm"`. Kept of the contract:
+model.json holds AsyncEngineArgs; max_batch_size 0 and the decoupled policy are completed; text_input, stream,
+sampling_parameters (or the request's own parameters) and exclude_input_in_output come in, text_output goes out; KIND_GPU
+is refused for models over several GPUs; with ENABLE_VLLM_HEALTH_CHECK a model whose engine has died unloads itself;
+with REPORT_CUSTOM_METRICS tokens are counted. Left out: images, log probabilities, adapters, embeddings.
 """
 
 from __future__ import annotations
@@ -78,17 +78,16 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Takes requests; answers go through each request's own sender."""
+        dead = self._asked_for("ENABLE_VLLM_HEALTH_CHECK") and self.engine.errored
+        if dead:
+            pb_utils.unload_model(self.config["name"])
         for request in requests:
-            if self._asked_for("ENABLE_VLLM_HEALTH_CHECK") and self.engine.errored:
-                error = pb_utils.TritonError("Model is unavailable due to unhealthy vLLM engine")
-                sender = request.get_response_sender()
-                sender.send(pb_utils.InferenceResponse(error=error), pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            if not dead:
+                asyncio.run_coroutine_threadsafe(self._answer(request), self.loop)
                 continue
-            asyncio.run_coroutine_threadsafe(self._answer(request), self.loop)
-
-    def is_ready(self) -> bool:
-        """Whether the model answers; Triton versions that know this ask it with their own ready endpoint."""
-        return not (self._asked_for("ENABLE_VLLM_HEALTH_CHECK") and self.engine.errored)
+            error = pb_utils.TritonError("Model is unavailable due to unhealthy vLLM engine")
+            answer = pb_utils.InferenceResponse(error=error)
+            request.get_response_sender().send(answer, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def finalize(self) -> None:
         """Lets requests end, then stops the engine."""
@@ -99,8 +98,8 @@ class TritonPythonModel:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     def _asked_for(self, parameter: str) -> bool:
-        value = self.config.get("parameters", {}).get(parameter, {}).get("string_value", "false")
-        return bool(value.lower() in {"true", "yes"})
+        value = self.config.get("parameters", {}).get(parameter, {}).get("string_value", "")
+        return bool(value.lower() == "true")
 
     @staticmethod
     async def _start(arguments: AsyncEngineArgs) -> AsyncLLM:
@@ -125,7 +124,7 @@ class TritonPythonModel:
     async def _generate(self, request: Any, sender: Any) -> None:
         prompt = _value(request, "text_input")
         stream = bool(_value(request, "stream") or False)
-        options = json.loads(_value(request, "sampling_parameters") or "{}")
+        options = json.loads(_value(request, "sampling_parameters") or request.parameters() or "{}")
         excluded = _value(request, "exclude_input_in_output")
         if stream and excluded is not None and not excluded:
             raise ValueError("When streaming, `exclude_input_in_output` = False is not allowed.")

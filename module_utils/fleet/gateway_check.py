@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from .openai_client import UNREACHED, model_names, work
+from .openai_client import UNREACHED, model_names, work, work_on_triton
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from .openai_client import Request
+    from .openai_client import Request, Work
 
 _NO_SUCH_MODEL = "no-such-model"
 _POLL_S = 0.5
@@ -61,13 +61,23 @@ def check_gateway(
         return found
     for route in served:
         for name in (route["model"], *route.get("aliases", ())):
-            worked = work(client, name, route.get("task", "generate"))
+            worked = _work(client, name, route)
             while worked.status == HTTPStatus.SERVICE_UNAVAILABLE and settle_s > 0:
                 sleep(_POLL_S)
                 settle_s -= _POLL_S
-                worked = work(client, name, route.get("task", "generate"))
+                worked = _work(client, name, route)
             found.append(Finding(f"model {name}", route["model"], worked.problem, round(worked.seconds, 3)))
     return found
+
+
+def _work(client: Request, name: str, route: Mapping[str, Any]) -> Work:
+    if _on_triton(route):
+        return work_on_triton(client, name)
+    return work(client, name, route.get("task", "generate"))
+
+
+def _on_triton(route: Mapping[str, Any]) -> bool:
+    return str(route.get("engine", "vllm")) == "triton"
 
 
 def _own_answers(served: Sequence[Mapping[str, Any]], client: Request | None, stranger: Request) -> list[Finding]:
@@ -77,7 +87,8 @@ def _own_answers(served: Sequence[Mapping[str, Any]], client: Request | None, st
         return found
     unknown = client("POST", "/v1/chat/completions", {"model": _NO_SUCH_MODEL, "messages": []})
     listed = client("GET", "/v1/models")
-    wanted = tuple(sorted(name for route in served for name in (route["model"], *route.get("aliases", ()))))
+    listable = [route for route in served if not _on_triton(route)]
+    wanted = tuple(sorted(name for route in listable for name in (route["model"], *route.get("aliases", ()))))
     problem = "" if listed.status == HTTPStatus.OK else listed.problem
     if not problem and model_names(listed) != wanted:
         problem = f"lists {', '.join(model_names(listed)) or 'nothing'}, planned {', '.join(wanted) or 'nothing'}"

@@ -85,11 +85,12 @@ def _on_disk(host: InstanceHost, wanted: Desired, found: Observed, process: int 
         "state": f"{found.unit.active_state} ({found.unit.sub_state})",
         "files_differ": differ,
         "started_from_files": found.started == host.digest(found.files) if complete and found.unit.running else None,
-        "user_id": _user_id(process),
+        "user_id": user_id(process),
     }
 
 
-def _user_id(process: int | None) -> int | None:
+def user_id(process: int | None) -> int | None:
+    """The user that a process runs as; None where there is no such process."""
     if not process:
         return None
     try:

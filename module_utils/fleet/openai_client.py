@@ -1,4 +1,4 @@
-"""Requests to an OpenAI-compatible server, an engine or the gateway, and the smallest one that makes a model work."""
+"""Requests to an OpenAI-compatible server or Triton, and the smallest one that makes a model work."""
 
 from __future__ import annotations
 
@@ -121,6 +121,25 @@ def work(request: Request, model: str, task: str) -> Work:
     problem = answer.problem
     if answer.status == HTTPStatus.OK:
         problem = "" if _has_content(answer.document, task) else f"answered without content: {answer.text[:100]}"
+    return Work(answer.status, problem, seconds)
+
+
+def work_on_triton(request: Request, model: str) -> Work:
+    """Have a model on Triton generate a few tokens.
+
+    Args:
+        request: the server.
+        model: one of the model's names.
+    """
+    began = time.monotonic()
+    sampling = json.dumps({"max_tokens": _MAX_TOKENS, "temperature": 0})
+    answer = request("POST", f"/v2/models/{model}/generate", {"text_input": "Hello", "sampling_parameters": sampling})
+    seconds = time.monotonic() - began
+    problem = answer.problem
+    if answer.status == HTTPStatus.OK:
+        document = answer.document
+        text = document.get("text_output") if isinstance(document, dict) else None
+        problem = "" if text else f"answered without content: {answer.text[:100]}"
     return Work(answer.status, problem, seconds)
 
 

@@ -23,7 +23,14 @@ from .probe_host import (
     read_system,
 )
 from .probe_host_checks import HOST_CHECKS, HostView
-from .probe_instances import instance_of_unit, read_records, read_units, run_command, unit_of_process
+from .probe_instances import (
+    instance_of_unit,
+    read_all_records,
+    read_units,
+    run_command,
+    unit_of_process,
+    unit_of_record,
+)
 from .probe_kernel_log import read_kernel_log
 from .probe_links import apply_link_test, link_test_part, links_from_pci, read_links, tested_gpus, topology_key
 from .probe_nvml import GpuReading, read_nvml
@@ -83,8 +90,9 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
     if any(gpu.redirecting_bridges is None for gpu in pci):
         unseen.append("acs: the configuration space of the bridges above the GPUs could not be read (it needs root)")
 
+    records = read_all_records(paths.instances, paths.triton, unseen)
     quarantine, quarantine_error = _read_quarantine(paths.quarantine, unseen)
-    views, processes = _gpu_views(reading, pci, log, quarantine, paths)
+    views, processes = _gpu_views(reading, pci, log, quarantine, paths, records=records)
     uuids = _uuids(views, quarantine)
     links = read_links(uuids, reading.pairs) if reading.failure is None else links_from_pci(uuids, pci)
     key = topology_key(reading.driver_version, links)
@@ -92,9 +100,16 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
     tested = tested_gpus(link_test)
     views = [replace(view, tested=tested.get(uuid)) for view, uuid in zip(views, uuids, strict=True)]
 
-    records = read_records(paths.instances, unseen)
-    units = read_units([record["id"] for record in records], unseen, run)
-    instances = [_with_unit(record, units.pop(record["id"], None)) for record in records]
+    ports = sorted({record["port"] for record in records if record.get("engine") == "triton"})
+    own = [record["id"] for record in records if record.get("engine") != "triton"]
+    units = read_units(own, unseen, run, ports)
+    servers = {f"triton-{port}.service": units.pop(f"triton-{port}.service", None) for port in ports}
+    instances = [
+        _with_unit(
+            record, servers[unit] if (unit := unit_of_record(record)) in servers else units.pop(record["id"], None)
+        )
+        for record in records
+    ]
     partial = read_partial_checkpoints(paths.models, records, unseen)
     orphans = {identifier: unit for identifier, unit in units.items() if unit.state not in _AT_REST}
 
@@ -159,7 +174,13 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
 
 
 def _gpu_views(
-    reading: NvmlReading, pci: tuple[PciGpu, ...], log: KernelLog, quarantine: Quarantine, paths: Paths
+    reading: NvmlReading,
+    pci: tuple[PciGpu, ...],
+    log: KernelLog,
+    quarantine: Quarantine,
+    paths: Paths,
+    *,
+    records: Sequence[dict[str, Any]],
 ) -> tuple[list[GpuView], list[list[dict[str, Any]]]]:
     """Return what is known of every GPU, NVML's first and in NVML's order, and the processes on each."""
     numa_nodes = read_numa_nodes(paths.sysfs)
@@ -168,7 +189,7 @@ def _gpu_views(
     xids = None if log.xids is None else [xid for xid in log.xids if not quarantine.is_acknowledged(xid, boot_id)]
     views, processes = [], []
     for position, (gpu, device) in enumerate(_matched(reading, pci)):
-        used = _processes(gpu, paths.procfs)
+        used = _processes(gpu, paths.procfs, records)
         foreign = [process for process in used if process["instance"] is None]
         attributed_bytes = sum(process["used_bytes"] or 0 for process in used)
         bus_id = gpu.pci_bus_id or device.pci_bus_id or f"index {gpu.index}"
@@ -222,7 +243,7 @@ def _uuids(views: Sequence[GpuView], quarantine: Quarantine) -> list[str]:
     return [view.nvml.uuid or seen.get(view.bus_id) or f"PCI-{view.bus_id}" for view in views]
 
 
-def _processes(gpu: GpuReading, procfs: Path) -> list[dict[str, Any]]:
+def _processes(gpu: GpuReading, procfs: Path, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     used = []
     for process in gpu.processes or ():
         unit = unit_of_process(procfs, process.pid)
@@ -231,7 +252,7 @@ def _processes(gpu: GpuReading, procfs: Path) -> list[dict[str, Any]]:
                 "pid": process.pid,
                 "used_bytes": process.used_bytes,
                 "unit": unit,
-                "instance": instance_of_unit(unit),
+                "instance": instance_of_unit(unit, gpu.uuid, records),
             }
         )
     return used

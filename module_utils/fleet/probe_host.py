@@ -34,6 +34,7 @@ class Paths:
     procfs: Path = Path("/proc")
     root: Path = Path("/")
     instances: Path = Path("/etc/l40s-fleet/instances")
+    triton: Path = Path("/etc/l40s-fleet/triton")
     engines: Path = Path("/opt/vllm")
     applied: Path = Path("/var/lib/l40s-fleet/applied.json")
     link_test: Path = Path("/var/lib/l40s-fleet/link_test.json")

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-# Unit templates of engines: <template>@<instance id>.service.
-_TEMPLATES = ("vllm", "triton")
-_UNIT = re.compile(rf"(?:{'|'.join(_TEMPLATES)})@(.+)\.service")
+# Units of engines. That of Triton is named by its port, and carries several instances.
+_UNIT = re.compile(r"vllm@(.+)\.service")
+_TRITON_UNIT = re.compile(r"triton-(\d+)\.service")
 _SYSTEMCTL_TIMEOUT_S = 10
 
 
@@ -57,16 +57,21 @@ def read_records(instances: Path, unseen: list[str]) -> list[dict[str, Any]]:
 
 
 def read_units(
-    identifiers: Sequence[str], unseen: list[str], run: Callable[[Sequence[str]], str] = run_command
+    identifiers: Sequence[str],
+    unseen: list[str],
+    run: Callable[[Sequence[str]], str] = run_command,
+    ports: Sequence[int] = (),
 ) -> dict[str, UnitState]:
     """Return the state of the engines' units by instance id, also of units that have no instance record.
 
-    One call of systemctl answers for all. The patterns add units that systemd still knows though their record is gone.
+    One call of systemctl answers for all. The pattern adds units that systemd still knows though their record is gone.
+    Triton's servers, which are asked for by their ``ports``, go by the names of their units.
     """
-    patterns = [f"{template}@*.service" for template in _TEMPLATES]
     units = [f"vllm@{identifier}.service" for identifier in identifiers]
+    servers = [f"triton-{port}.service" for port in ports]
+    properties = "--property=Id,LoadState,ActiveState,MainPID"
     try:
-        shown = run(["systemctl", "show", "--property=Id,LoadState,ActiveState,MainPID", "--", *patterns, *units])
+        shown = run(["systemctl", "show", properties, "--", "vllm@*.service", *units, *servers])
     except (OSError, subprocess.SubprocessError) as error:
         unseen.append(f"units: systemctl show: {_reason(error)}")
         return {}
@@ -78,11 +83,12 @@ def parse_units(shown: str) -> dict[str, UnitState]:
     units = {}
     for block in shown.split("\n\n"):
         properties = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        match = _UNIT.fullmatch(properties.get("Id", ""))
-        if match is None:
+        name = properties.get("Id", "")
+        match = _UNIT.fullmatch(name)
+        if match is None and not _TRITON_UNIT.fullmatch(name):
             continue
         pid = int(properties.get("MainPID") or 0)
-        units[match.group(1)] = UnitState(properties.get("ActiveState", "unknown"), pid or None)
+        units[match.group(1) if match else name] = UnitState(properties.get("ActiveState", "unknown"), pid or None)
     return units
 
 
@@ -102,10 +108,36 @@ def unit_of_process(procfs: Path, pid: int) -> str | None:
     return None
 
 
-def instance_of_unit(unit: str | None) -> str | None:
-    """Return the instance id of an engine's unit; None for a unit of someone else."""
+def instance_of_unit(unit: str | None, gpu: str | None = None, records: Sequence[dict[str, Any]] = ()) -> str | None:
+    """Return the instance that a unit's process on a GPU belongs to; None for a unit of someone else.
+
+    Args:
+        unit: of the process.
+        gpu: UUID of the GPU. Which of its models a Triton server runs there is told by the records.
+        records: of the host's instances.
+    """
     match = _UNIT.fullmatch(unit or "")
-    return match.group(1) if match else None
+    if match is not None:
+        return match.group(1)
+    for record in records:
+        if unit_of_record(record) == unit and any(gpu in shard["gpus"] for shard in record.get("shards", ())):
+            return str(record["id"])
+    return None
+
+
+def unit_of_record(record: dict[str, Any]) -> str:
+    """The name of the unit that carries an instance."""
+    return (
+        f"triton-{record.get('port')}.service" if record.get("engine") == "triton" else f"vllm@{record['id']}.service"
+    )
+
+
+def read_all_records(instances: Path, triton: Path, unseen: list[str]) -> list[dict[str, Any]]:
+    """Return the records of vLLM's instances, and of those in the servers of Triton."""
+    records = read_records(instances, unseen)
+    for server in sorted(triton.iterdir()) if triton.is_dir() else ():
+        records += read_records(server / "instances", unseen)
+    return sorted(records, key=lambda record: str(record["id"]))
 
 
 def _record(directory: Path, unseen: list[str]) -> dict[str, Any]:

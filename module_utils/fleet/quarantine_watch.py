@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .probe_instances import read_records
+from .probe_instances import read_all_records, unit_of_record
 from .probe_kernel_log import read_kernel_log
 from .probe_nvml import read_nvml
 from .quarantine_state import STATE_PATH, Quarantine, Rows, lift, observe, read_state, write_state
@@ -37,6 +37,7 @@ class Places:
 
     state: Path = STATE_PATH
     instances: Path = Path("/etc/l40s-fleet/instances")
+    triton: Path = Path("/etc/l40s-fleet/triton")
     kernel_log: Path = Path("/dev/kmsg")
     boot_id: Path = Path("/proc/sys/kernel/random/boot_id")
     nvml_library: str | None = None
@@ -118,9 +119,9 @@ class Watch:
         if not marked:
             return
         unseen: list[str] = []
-        for record in read_records(self._places.instances, unseen):
+        for record in read_all_records(self._places.instances, self._places.triton, unseen):
             used = marked.intersection(_gpus(record))
-            unit = f"{record.get('engine') or 'vllm'}@{record['id']}.service"
+            unit = unit_of_record(record)
             if used and self._wanted(unit):
                 self._say(f"stopping {unit}, which uses {', '.join(sorted(used))}")
                 # Disabled as well: it must not come back with the next boot. The engine drains before it stops.

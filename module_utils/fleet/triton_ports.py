@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .errors import FleetError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 PORT_BASE = 8000
 PORTS_A_SERVER = 3
+# Up to here: the firewall of the role host covers them (host_firewall_triton_ports). A host has fewer GPUs than that.
+PORT_END = 8060
 # The plan's own, not a model's.
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 
@@ -59,8 +63,13 @@ class ServerPorts:
         chosen = next(iter([*first, *shared]), None)
         if chosen is None:
             taken = self._taken.setdefault(host, set())
-            numbers = range(PORT_BASE, 65536 - PORTS_A_SERVER, PORTS_A_SERVER)
-            chosen = next(number for number in numbers if taken.isdisjoint(range(number, number + PORTS_A_SERVER)))
+            numbers = range(PORT_BASE, PORT_END, PORTS_A_SERVER)
+            free = (number for number in numbers if taken.isdisjoint(range(number, number + PORTS_A_SERVER)))
+            chosen = next(free, None)
+            if chosen is None:
+                raise FleetError(
+                    "fleet_engine_port_base", f"leaves no ports for Triton on {host} ({PORT_BASE} to {PORT_END})"
+                )
         self._put(host, chosen, model, alone=alone)
         return chosen
 

@@ -220,14 +220,19 @@ def _gateway_lines(gateways: Sequence[Mapping[str, Any]]) -> list[str]:
 def _line_to_try(plan: Mapping[str, Any], gateways: Sequence[Mapping[str, Any]], key_reference: str) -> list[str]:
     url = next(one["url"] for one in gateways if _answers(one))
     answered = {finding["model"] for one in gateways for finding in one["findings"] or () if not finding["problem"]}
-    models = sorted({one["model"] for one in plan["instances"] if one.get("task", "generate") == "generate"} & answered)
-    if not models:
+    generating = [one for one in plan["instances"] if one.get("task", "generate") == "generate"]
+    models = sorted({one["model"] for one in generating if one.get("engine") != "triton"} & answered)
+    on_triton = sorted({one["model"] for one in generating if one.get("engine") == "triton"} & answered)
+    if not models and not on_triton:
         return []
-    body = {"model": models[0], "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
+    path = "/v1/chat/completions" if models else f"/v2/models/{on_triton[0]}/generate"
+    body: dict[str, Any] = {"text_input": "Hello", "max_tokens": 32}
+    if models:
+        body = {"model": models[0], "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
     return [
         "",
         "Try it:",
-        f'  curl -sS {url}/v1/chat/completions -H "Authorization: Bearer {key_reference}" \\',
+        f'  curl -sS {url}{path} -H "Authorization: Bearer {key_reference}" \\',
         "    -H 'Content-Type: application/json' \\",
         f"    -d {shlex.quote(json.dumps(body))}",
     ]

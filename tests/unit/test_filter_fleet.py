@@ -19,12 +19,14 @@ def test_routes_by_model():
     assert routes(facts("a", "b"), entries) == [
         {
             "model": "e",
+            "engine": "vllm",
             "aliases": [],
             "task": "embed",
             "servers": [{"id": "e-1", "host": "a", "address": "192.0.2.1", "port": 8100}],
         },
         {
             "model": "m",
+            "engine": "vllm",
             "aliases": ["y", "z"],
             "task": "generate",
             "servers": [
@@ -37,7 +39,14 @@ def test_routes_by_model():
 
 def test_a_refused_model_has_no_servers():
     (route,) = routes(facts("a"), [model("m", lora={"adapters": [{"name": "ad", "source": "org/ad"}]})])
-    assert route == {"model": "m", "aliases": [], "task": "generate", "servers": []}
+    assert route == {"model": "m", "engine": "vllm", "aliases": [], "task": "generate", "servers": []}
+
+
+def test_a_model_on_triton_has_a_route_of_its_own_kind():
+    (route,) = routes(facts("a"), [model("m", engine="triton", aliases=["old"])])
+    assert route["engine"] == "triton"
+    assert route["aliases"] == ["old"]
+    assert route["servers"] == [{"id": "m-1", "host": "a", "address": "192.0.2.1", "port": 8000}]
 
 
 def test_an_alias_is_routed_when_every_instance_answers_to_it():

@@ -68,10 +68,13 @@ def test_the_kernel_log_of_this_machine_can_be_read_or_is_named_as_unseen(tmp_pa
 def test_units_are_read_from_one_answer_of_systemctl() -> None:
     shown = (
         "Id=vllm@chat-0.service\nLoadState=loaded\nActiveState=activating\nMainPID=812\n\n"
-        "Id=triton@embed.v2-1.service\nActiveState=failed\nMainPID=0\n\n"
+        "Id=triton-8000.service\nActiveState=failed\nMainPID=0\n\n"
         "Id=ssh.service\nActiveState=active\nMainPID=1\n"
     )
-    assert parse_units(shown) == {"chat-0": UnitState("activating", 812), "embed.v2-1": UnitState("failed", None)}
+    assert parse_units(shown) == {
+        "chat-0": UnitState("activating", 812),
+        "triton-8000.service": UnitState("failed", None),
+    }
     assert parse_units("") == {}
 
 
@@ -98,6 +101,17 @@ def test_only_units_of_engines_belong_to_an_instance() -> None:
     assert instance_of_unit("vllm.service") is None
     assert instance_of_unit("myvllm@chat-0.service") is None
     assert instance_of_unit(None) is None
+
+
+def test_which_model_a_triton_server_runs_on_a_gpu_is_told_by_the_records() -> None:
+    records = [
+        {"id": "a-1", "engine": "triton", "port": 8000, "shards": [{"host": "h", "gpus": ["GPU-0"], "rank": 0}]},
+        {"id": "b-1", "engine": "triton", "port": 8000, "shards": [{"host": "h", "gpus": ["GPU-1"], "rank": 0}]},
+        {"id": "c-1", "engine": "vllm", "port": 8100, "shards": [{"host": "h", "gpus": ["GPU-0"], "rank": 0}]},
+    ]
+    assert instance_of_unit("triton-8000.service", "GPU-1", records) == "b-1"
+    assert instance_of_unit("triton-8003.service", "GPU-1", records) is None
+    assert instance_of_unit("triton-8000.service", "GPU-2", records) is None
 
 
 def gpu(*, root: str, bridges: tuple[str, ...], numa_node: int | None = 0) -> PciGpu:

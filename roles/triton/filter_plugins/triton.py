@@ -44,7 +44,9 @@ def triton_displaced(
 
 def triton_gpus(instances: Sequence[Mapping[str, Any]], host: str) -> list[str]:
     """UUIDs of the GPUs that instances hold on a host."""
-    return sorted({gpu for one in instances for shard in one["shards"] if shard["host"] == host for gpu in shard["gpus"]})
+    return sorted(
+        {gpu for one in instances for shard in one["shards"] if shard["host"] == host for gpu in shard["gpus"]}
+    )
 
 
 class FilterModule:
