@@ -2,9 +2,9 @@
 
 Triton's python backend runs it for every model whose config.pbtxt says `backend: "vllm"`. Kept of the contract:
 model.json holds AsyncEngineArgs; max_batch_size 0 and the decoupled policy are completed; text_input, stream,
-sampling_parameters (or the request's own parameters) and exclude_input_in_output come in, text_output goes out; KIND_GPU
-is refused for models over several GPUs; with ENABLE_VLLM_HEALTH_CHECK a model whose engine has died unloads itself;
-with REPORT_CUSTOM_METRICS tokens are counted. Left out: images, log probabilities, adapters, embeddings.
+sampling_parameters (or the request's own parameters) and exclude_input_in_output come in, text_output goes out;
+KIND_GPU is refused for models over several GPUs; with ENABLE_VLLM_HEALTH_CHECK a model whose engine has died unloads
+itself; with REPORT_CUSTOM_METRICS tokens are counted. Left out: images, log probabilities, adapters, embeddings.
 """
 
 from __future__ import annotations
