@@ -2,29 +2,43 @@
 
 Usage: tiny_models.py DIRECTORY
 
-Two architectures, each with a byte-level BPE tokenizer trained on the spot, a chat template and a generation
-configuration. The same bytes come out every time, so that their checksums mean something.
+Two chat models of different architectures, each with a byte-level BPE tokenizer trained on the spot, a chat template
+and a generation configuration, and one of each further kind (``tiny_kinds``). The same bytes come out every time, so
+that their checksums mean something.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import tiny_kinds
+from tiny_parts import tokenizer, write_json, write_tensors
 
-CORPUS = Path(__file__).resolve().parent.parent / "LICENSE"
 TURN_TEMPLATE = """\
+{%- if tools -%}
+{{ '<|im_start|>system\\nYou may call these functions:\\n' }}
+{%- for tool in tools -%}
+{{ tool | tojson + '\\n' }}
+{%- endfor -%}
+{{ 'Answer with <tool_call>{"name": ..., "arguments": ...}</tool_call><|im_end|>\\n' }}
+{%- endif -%}
 {%- for message in messages -%}
-{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{{ '<|im_start|>' + message['role'] + '\\n' + (message['content'] or '') }}
+{%- for call in message['tool_calls'] or [] -%}
+{{ '<tool_call>' + (call['function'] | tojson) + '</tool_call>' }}
+{%- endfor -%}
+{{ '<|im_end|>\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{ '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and enable_thinking is false -%}
+{{ '<think>\\n\\n</think>\\n\\n' }}
+{%- endif -%}
 {%- endif -%}
 """
 HEADER_TEMPLATE = """\
@@ -47,6 +61,7 @@ class TinyModel:
     architecture: str
     model_type: str
     special_tokens: tuple[str, ...]
+    marks: tuple[str, ...]
     bos: str
     eos: str
     pad: str
@@ -71,6 +86,7 @@ LLAMA = TinyModel(
     architecture="LlamaForCausalLM",
     model_type="llama",
     special_tokens=("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    marks=(),
     bos="<|begin_of_text|>",
     eos="<|eot_id|>",
     pad="<|end_of_text|>",
@@ -94,6 +110,8 @@ QWEN = TinyModel(
     architecture="Qwen3ForCausalLM",
     model_type="qwen3",
     special_tokens=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    # What the parsers qwen3 (reasoning) and hermes (tools) look for.
+    marks=("<think>", "</think>", "<tool_call>", "</tool_call>"),
     bos="<|endoftext|>",
     eos="<|im_end|>",
     pad="<|endoftext|>",
@@ -169,53 +187,10 @@ def shapes(model: TinyModel) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def bfloat16_bytes(values: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
-    """Little-endian bfloat16 of float32 values: their upper halves, rounded to nearest."""
-    bits = values.astype("<f4").view("<u4")
-    return ((bits + 0x8000) >> 16).astype("<u2").tobytes()
-
-
-def write_weights(model: TinyModel, path: Path) -> None:
-    """Writes random bfloat16 tensors, norms as ones, as a safetensors file.
-
-    The file is written here, not by the safetensors library: numpy has no bfloat16, and the bytes must not depend on
-    the library's version. The format: the header's length in eight bytes, the header in JSON, then the tensors.
-    """
-    generator = np.random.Generator(np.random.PCG64(model.seed))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    data = bytearray()
-    for name, shape in shapes(model).items():
-        is_norm = len(shape) == 1
-        values = np.ones(shape) if is_norm else generator.standard_normal(shape) * 0.05
-        begin = len(data)
-        data += bfloat16_bytes(values.astype(np.float32))
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, len(data)]}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
-
-
-def tokenizer(model: TinyModel) -> Tokenizer:
-    """A byte-level BPE tokenizer: every text can be encoded, and comes back as it was."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=model.vocab_size,
-        special_tokens=list(model.special_tokens),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    made.train_from_iterator(CORPUS.read_text().splitlines(), trainer)
-    if made.get_vocab_size() != model.vocab_size:
-        raise SystemExit(f"{CORPUS}: too little text for a vocabulary of {model.vocab_size}")
-    return made
-
-
 def write(model: TinyModel, directory: Path) -> None:
     """Writes one checkpoint directory."""
     directory.mkdir(parents=True)
-    made = tokenizer(model)
+    made = tokenizer(model.vocab_size, model.special_tokens, model.marks)
     token_ids = {token: made.get_vocab()[token] for token in model.special_tokens}
     tokenizer_config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -242,20 +217,21 @@ def write(model: TinyModel, directory: Path) -> None:
         ("generation_config.json", generation_config),
         ("tokenizer_config.json", tokenizer_config),
     ):
-        (directory / name).write_text(json.dumps(document, indent=2) + "\n")
+        write_json(directory / name, document)
     made.save(str(directory / "tokenizer.json"))
-    write_weights(model, directory / "model.safetensors")
+    write_tensors(shapes(model), model.seed, directory / "model.safetensors")
 
 
 def main() -> None:
     """Writes every checkpoint beside its final name first, so that a directory that is there is whole."""
     root = Path(sys.argv[1])
-    for model in (LLAMA, QWEN):
-        unfinished = root / f".{model.name}.unfinished"
+    makers = {model.name: partial(write, model) for model in (LLAMA, QWEN)} | tiny_kinds.MAKERS
+    for name, make in makers.items():
+        unfinished = root / f".{name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        write(model, unfinished)
-        shutil.rmtree(root / model.name, ignore_errors=True)
-        unfinished.rename(root / model.name)
+        make(unfinished)
+        shutil.rmtree(root / name, ignore_errors=True)
+        unfinished.rename(root / name)
 
 
 if __name__ == "__main__":

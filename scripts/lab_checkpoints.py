@@ -12,7 +12,8 @@ MAKER = LAB_SOURCES / "tiny_models.py"
 
 def make_checkpoints(lab: str) -> None:
     """Makes build/lab/checkpoints, unless what is there was made by the same program."""
-    digest = hashlib.sha256(MAKER.read_bytes()).hexdigest()
+    program = b"".join(path.read_bytes() for path in sorted(LAB_SOURCES.glob("tiny_*.py")))
+    digest = hashlib.sha256(program).hexdigest()
     marker = CHECKPOINTS / ".made-by"
     with locked(STATE / ".checkpoints.lock"):
         if marker.exists() and marker.read_text() == digest:

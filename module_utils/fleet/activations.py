@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .encoder_memory import encoder_output_bytes, encoder_run_bytes
 from .engine_behaviour import engine_behaviour
 
 if TYPE_CHECKING:
     from .engine_options import EngineOptions
     from .hardware import GpuModel
-    from .model_facts import AttentionFacts, EncoderFacts, ExpertsModule, LayerFacts, ModelFacts
+    from .model_facts import AttentionFacts, ExpertsModule, LayerFacts, ModelFacts
     from .quantization_config import QuantizationFacts
 
 _MIB = 1024**2
@@ -66,9 +67,12 @@ def activation_bytes(model: ModelFacts, gpu: GpuModel, options: EngineOptions, s
         peaks.append(_compilation_bytes(model, options, shape))
     if shape.last_stage and model.has_lm_head:
         peaks.append(workspace + _sampler_bytes(model, gpu, options, shape))
-    if model.encoder is not None and shape.first_stage:
-        peaks.append(_encoder_bytes(model.encoder, options, shape.dtype_bytes))
-    return max(peaks)
+    if model.encoder is None or not shape.first_stage:
+        return max(peaks)
+    # The encoder runs first, and its outputs are kept while the language model runs.
+    kept = encoder_output_bytes(model, options, shape.dtype_bytes)
+    run = encoder_run_bytes(model, options, shape.dtype_bytes)
+    return max(max(peaks) + kept, run + kept + _CUBLAS_BYTES if run else 0)
 
 
 def _kinds_after_experts(model: ModelFacts) -> set[int]:
@@ -205,13 +209,3 @@ def _sampler_bytes(model: ModelFacts, gpu: GpuModel, options: EngineOptions, sha
     if not uses_second_runner(model, options):
         logits += rows * vocabulary * 8 + gpu.multiprocessors * vocabulary * 4 + 2 * _MIB
     return hidden_states + logits + _CUBLAS_BYTES
-
-
-def _encoder_bytes(encoder: EncoderFacts, options: EngineOptions, dtype_bytes: int) -> int:
-    """The multimodal encoder on as many items as the limit allows, and at most as fill one batch."""
-    limit = dict(options.limit_mm_per_prompt or ()).get(encoder.modality, 1)
-    if limit == 0:
-        return 0
-    items = max(1, options.max_num_batched_tokens // encoder.output_tokens_per_item)
-    widest = encoder.intermediate_size * 2 + 4 * encoder.hidden_size
-    return items * encoder.tokens_per_item * widest * dtype_bytes + _CUBLAS_BYTES

@@ -35,6 +35,8 @@ from .errors import FleetError
 
 if TYPE_CHECKING:
     from .capacity_steps import StepRow
+    from .engine_options import EngineOptions
+    from .model_facts import ModelFacts
     from .speed import SpeedModel
 
 _ITERATIONS = 40
@@ -385,6 +387,13 @@ def _behind(row: StepRow, rate: float, added_s: float) -> float:
     busy += (full - busy) / max(1.0, row.full_step_prompts / _MANY_PROMPTS)
     busy = min(max(busy, 0.0), 0.95)
     return _BEHIND_FACTOR * (busy + busy * busy / (2.0 * (1.0 - busy)))
+
+
+def tokens_held(facts: ModelFacts, options: EngineOptions, kv_cache_tokens: int) -> int:
+    """Tokens that may be in flight: the KV cache's, and where a model keeps none, more than a batch can hold."""
+    if facts.has_kv_cache:
+        return kv_cache_tokens
+    return 4 * options.max_num_seqs * facts.max_position_embeddings
 
 
 def _sequences_that_fit(prompt_tokens: int, output_tokens: int, kv_cache_tokens: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .capacity import CapacityModel, Objectives
+from .capacity import CapacityModel, Objectives, tokens_held
 from .capacity_bound import most_requests_per_second
 from .errors import FleetError
 from .speed import SpeedModel
@@ -139,7 +139,7 @@ class Carrying:
                     self._speed(facts, gpu, options),
                     prompt_tokens=traffic.prompt_tokens,
                     output_tokens=traffic.output_tokens,
-                    kv_cache_tokens=kv_cache_tokens,
+                    kv_cache_tokens=tokens_held(facts, options, kv_cache_tokens),
                 )
             except FleetError as error:
                 self._models[key] = error
@@ -155,7 +155,7 @@ class Carrying:
                 self._speed(facts, gpu, options),
                 prompt_tokens=traffic.prompt_tokens,
                 output_tokens=traffic.output_tokens,
-                kv_cache_tokens=kv_cache_tokens,
+                kv_cache_tokens=tokens_held(facts, options, kv_cache_tokens),
                 objectives=traffic.objectives,
             )
         return self._bounds[key]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from .checkpoint_tensors import parse_tensors, with_quantized_modules, with_tensors
 from .errors import FleetError
+from .families import FAMILIES
 from .manifest_cache import ManifestCache
 from .model import facts_from_config
-from .model_families import FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,6 +22,15 @@ class ConfigReader:
         value = self._config.get(key)
         return self._defaults.get(key) if value is None else value
 
+    @property
+    def document(self) -> Mapping[str, object]:
+        """What is read, without the defaults."""
+        return self._config
+
+    def value(self, key: str) -> object:
+        """Whatever stands there, None where nothing does."""
+        return self._get(key)
+
     def has(self, key: str) -> bool:
         """Whether the key is there, or has a default, and is not null."""
         return self._get(key) is not None

@@ -419,6 +419,10 @@ def base_options(model: ResolvedModel) -> EngineOptions:
             "max_lora_rank": request.lora.max_rank,
         }
     options = options_from_engine_args(arguments, where=f"{model.path}.engine_args")
+    if options.lora is not None and request.lora is not None:
+        found = ((one, model.further_by_label(one.label)) for one in request.lora.adapters)
+        adapters = tuple((one.name, one_found.path) for one, one_found in found if one_found is not None)
+        options = replace(options, lora=replace(options.lora, adapters=adapters))
     if request.speculative is not None and request.speculative.method != "auto":
         options = with_speculation(model, options, request.speculative.engine_document())
     if request.task != "generate" and "max_num_batched_tokens" not in arguments:
@@ -449,7 +453,7 @@ def less_faithful(model: ResolvedModel) -> tuple[str, ...]:
     cache = (
         request.kv_cache_dtype == "auto"
         and not {"kv_cache_dtype", "attention_backend"} & request.engine_args.keys()
-        and model.facts.layer_kinds[0].attention.kind != "mla"
+        and model.facts.layer_kinds[0].attention.kind not in ("mla", "encoder")
     )
     free = {*(("fp8",) if weights else ()), *(("kv_fp8",) if cache else ())}
     return tuple(name for name in LESS_FAITHFUL if set(name.split("+")) <= free)
@@ -526,6 +530,12 @@ def _is_as_asked(asked: str, quantized: QuantizationFacts) -> bool:
 def _fitting_words(shape: Shape, estimate: MemoryEstimate, quantization: str, kv_cache_dtype: str) -> str:
     precision = precision_words(quantization, kv_cache_dtype)
     where = f"one {shape.kind}" if shape.gpus == 1 else f"each of {shape.gpus} {shape.kind}"
+    if not estimate.num_gpu_blocks_planned:
+        return (
+            f"{precision[0].upper()}{precision[1:]}: {estimate.weights_bytes / _GIB:.1f} GiB on {where}. An encoder"
+            f" keeps no KV cache; a step takes {estimate.max_concurrency:.0f} requests of {estimate.max_model_len:,}"
+            " tokens."
+        )
     return (
         f"{precision[0].upper()}{precision[1:]}: {estimate.weights_bytes / _GIB:.1f} GiB on {where}, which leaves"
         f" {estimate.kv_cache_tokens_planned:,} tokens of KV cache, {estimate.max_concurrency:.1f} requests of"

@@ -34,10 +34,11 @@ KV_CACHE_DTYPES = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")
 
 @dataclass(frozen=True, slots=True)
 class LoraOptions:
-    """Room for adapters, as ``--enable-lora --max-loras --max-lora-rank``."""
+    """Room for adapters, as ``--enable-lora --max-loras --max-lora-rank``; ``adapters``: (name, path) of each."""
 
     max_loras: int = 1
     max_lora_rank: int = 16
+    adapters: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,8 @@ def engine_args_document(options: EngineOptions) -> dict[str, object]:
             "max_loras": options.lora.max_loras,
             "max_lora_rank": options.lora.max_lora_rank,
         }
+        if options.lora.adapters:
+            document["lora_modules"] = [{"name": name, "path": path} for name, path in options.lora.adapters]
     if options.limit_mm_per_prompt is not None:
         document["limit_mm_per_prompt"] = dict(options.limit_mm_per_prompt)
     return document

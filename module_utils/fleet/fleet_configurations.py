@@ -184,6 +184,9 @@ class FleetConfigurations(Configurations):
         self, model: ResolvedModel, gpu: GpuModel, shape: Shape, found: Configuration
     ) -> Configuration | Misfit:
         """The same with its KV cache in bytes, so that it does not depend on what others hold at start."""
+        if not model.facts.has_kv_cache:
+            sharing = f"Shares its GPU, {shape.ways} ways: steps are taken to last {shape.ways} times longer."
+            return replace(found, shape=shape, reasons=(found.reasons[0], sharing))
         (rank,) = found.estimate.ranks
         given = found.options.kv_cache_memory_bytes
         if given is None:

@@ -70,7 +70,9 @@ class KvCacheLayout:
 
 
 def page_bytes(attention: AttentionFacts, block_size: int, element_bytes: int, tensor_parallel_size: int) -> int:
-    """Bytes of one block of one layer on one rank. MLA's entry is shared by all heads and never split."""
+    """Bytes of one block of one layer on one rank. MLA's entry is shared by all heads, never split. Encoders: 0."""
+    if attention.kind == "encoder":
+        return 0
     if attention.kind == "mla":
         return block_size * (attention.kv_lora_rank + attention.qk_rope_head_dim) * element_bytes
     heads = max(1, attention.num_kv_heads // tensor_parallel_size)

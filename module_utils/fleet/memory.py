@@ -14,6 +14,7 @@ from .drafting_memory import (
     drafting_buffers_bytes,
     judged_logits_bytes,
 )
+from .encoder_memory import encoder_margin_bytes
 from .engine_behaviour import (
     NON_TORCH_FIRST_RUNNER_BYTES,
     NON_TORCH_PER_PEER_BYTES,
@@ -331,6 +332,8 @@ def _stage_memory(demand: _Demand, layout: KvCacheLayout, stage: int) -> RankMem
     counted = buffers if demand.behaviour.counts_runner_buffers else 0
     workspace = attention_workspace_bytes(model, gpu, options)
     margin = demand.behaviour.margin_bytes + int(demand.behaviour.margin_of_weights * weights)
+    if stage == 0:
+        margin += encoder_margin_bytes(model, options, plan.dtype_bytes)
     available = demand.budget_bytes - weights - activations - non_torch - graphs - counted
     outside = CONTEXT_BYTES + workspace + buffers - counted + judging
     overflow = max(0, demand.budget_bytes + outside - gpu.torch_visible_bytes)
@@ -378,15 +381,8 @@ def _draft_plan(draft: ModelFacts, size: int, demand: _Demand) -> WeightPlan:
 def _answer(demand: _Demand, layout: KvCacheLayout, by_stage: list[RankMemory]) -> MemoryEstimate:
     options, model = demand.options, demand.model
     given = options.kv_cache_memory_bytes
-    expected_blocks = max(0, min((given or r.available_kv_cache_bytes) // r.bytes_per_block for r in by_stage))
-    # Memory given by hand is the engine's own number, as long as it is there at all.
-    planned_blocks = max(
-        0,
-        min(min(given or r.planned_kv_cache_bytes, r.planned_kv_cache_bytes) // r.bytes_per_block for r in by_stage)
-        if given is None
-        else expected_blocks,
-    )
-    tightest = min(by_stage, key=lambda rank: rank.planned_kv_cache_bytes / rank.bytes_per_block)
+    expected_blocks, planned_blocks = _blocks(given, by_stage) if model.has_kv_cache else (0, 0)
+    tightest = min(by_stage, key=lambda rank: rank.planned_kv_cache_bytes / max(1, rank.bytes_per_block))
     constraint, reason, missing = _verdict(demand, layout, by_stage)
     return MemoryEstimate(
         fits=constraint is None,
@@ -409,8 +405,12 @@ def _answer(demand: _Demand, layout: KvCacheLayout, by_stage: list[RankMemory]) 
         kv_cache_tokens=layout.tokens(expected_blocks, demand.max_model_len),
         kv_cache_tokens_planned=layout.tokens(planned_blocks, demand.max_model_len),
         max_model_len=demand.max_model_len,
-        max_concurrency=planned_blocks / layout.blocks_per_request(demand.max_model_len),
-        max_model_len_that_fits=layout.longest_model_len(planned_blocks, model.max_position_embeddings),
+        max_concurrency=planned_blocks / layout.blocks_per_request(demand.max_model_len)
+        if model.has_kv_cache
+        else float(sequences_in_a_batch(options, demand.max_model_len)),
+        max_model_len_that_fits=layout.longest_model_len(planned_blocks, model.max_position_embeddings)
+        if model.has_kv_cache
+        else min(options.max_num_batched_tokens, model.max_position_embeddings),
         attention_backend=attention_backend(model, demand.gpu, options),
         engine_version=options.engine_version,
         measured=demand.behaviour.measured,
@@ -419,6 +419,20 @@ def _answer(demand: _Demand, layout: KvCacheLayout, by_stage: list[RankMemory]) 
         ),
         unknown=model.unknown + _notes(demand),
     )
+
+
+def _blocks(given: int | None, by_stage: list[RankMemory]) -> tuple[int, int]:
+    """Blocks that the engine is expected to report, and those that are left after the margin."""
+    expected = max(0, min((given or rank.available_kv_cache_bytes) // rank.bytes_per_block for rank in by_stage))
+    if given is not None:
+        # Memory given by hand is the engine's own number, as long as it is there at all.
+        return expected, expected
+    return expected, max(0, min(rank.planned_kv_cache_bytes // rank.bytes_per_block for rank in by_stage))
+
+
+def sequences_in_a_batch(options: EngineOptions, tokens: int) -> int:
+    """Whole sequences of so many tokens that one step takes, where nothing but the batch bounds them."""
+    return max(1, min(options.max_num_seqs, options.max_num_batched_tokens // tokens))
 
 
 def _notes(demand: _Demand) -> tuple[str, ...]:
@@ -453,6 +467,8 @@ def _verdict(demand: _Demand, layout: KvCacheLayout, by_stage: list[RankMemory])
             f"{_gib(demand.budget_bytes)} leaves",
             weights_short,
         )
+    if not demand.model.has_kv_cache:
+        return _verdict_without_cache(demand, by_stage)
     blocks = layout.blocks_per_request(demand.max_model_len) + int(layout.reserves_null_block)
     short = max(
         blocks * r.bytes_per_block
@@ -470,6 +486,19 @@ def _verdict(demand: _Demand, layout: KvCacheLayout, by_stage: list[RankMemory])
         if over > 0:
             return "gpu_memory", f"kv_cache_memory_bytes is {_gib(over)} more than the card has left", over
     return None, "fits", 0
+
+
+def _verdict_without_cache(demand: _Demand, by_stage: list[RankMemory]) -> tuple[str | None, str, int]:
+    options = demand.options
+    if options.max_num_batched_tokens < demand.max_model_len:
+        tokens = options.max_num_batched_tokens
+        reason = f"an encoder takes whole prompts: max_num_batched_tokens {tokens} is below {demand.max_model_len}"
+        return "max_num_batched_tokens", reason, 0
+    short = max(-rank.planned_kv_cache_bytes for rank in by_stage)
+    if short <= 0:
+        return None, "fits", 0
+    batch = f"a batch of {options.max_num_batched_tokens} tokens"
+    return "activations", f"{_gib(short)} short of the activations of {batch}", short
 
 
 def _room_for_given(demand: _Demand, rank: RankMemory) -> int:

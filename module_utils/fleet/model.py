@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from .config_reader import ConfigReader
 from .errors import FleetError
+from .families import FAMILIES
 from .model_facts import ModelFacts
-from .model_families import FAMILIES
 from .quantization_config import quantization_from_config
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from .quantization_config import QuantizationFacts
 
-AttentionKind = Literal["full", "sliding", "mla"]
+AttentionKind = Literal["full", "sliding", "mla", "encoder"]
 Sharding = Literal["column", "row", "qkv", "replicated"]
 
 
@@ -19,7 +19,8 @@ class AttentionFacts:
     """Attention of one layer. ``sliding_window`` is in tokens, None for full attention.
 
     For MLA, ``head_size`` is that of the query and key of a head (nope + rope), and one token's cache entry is
-    ``kv_lora_rank + qk_rope_head_dim`` elements, shared by all heads.
+    ``kv_lora_rank + qk_rope_head_dim`` elements, shared by all heads. An encoder's layer attends both ways and caches
+    nothing.
     """
 
     kind: AttentionKind
@@ -110,7 +111,11 @@ class LayerFacts:
 
 @dataclass(frozen=True, slots=True)
 class EncoderFacts:
-    """The encoder of a multimodal model, on every rank (the engine does not split it in its default mode)."""
+    """The encoder of a multimodal model, on every rank (the engine does not split it in its default mode).
+
+    ``tokens_per_item`` and ``output_tokens_per_item`` are of the largest image. A video is ``images_per_video`` of them
+    at most; 0: it takes none. ``gated``: its MLP has a gate beside the up projection.
+    """
 
     modality: str
     parameters: int
@@ -120,6 +125,8 @@ class EncoderFacts:
     tokens_per_item: int
     output_tokens_per_item: int
     layers: int
+    gated: bool = False
+    images_per_video: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +188,11 @@ class ModelFacts:
     def num_hidden_layers(self) -> int:
         """Decoder layers."""
         return len(self.layer_pattern)
+
+    @property
+    def has_kv_cache(self) -> bool:
+        """Whether any layer keeps keys and values; encoders do not."""
+        return any(kind.attention.kind != "encoder" for kind in self.layer_kinds)
 
     def layers(self, start: int, stop: int) -> list[tuple[LayerFacts, int]]:
         """The layers ``start`` to ``stop - 1`` as (kind, how many)."""

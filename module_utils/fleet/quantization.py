@@ -170,6 +170,6 @@ def _weight_candidates(model: ModelFacts, quantization: str, forbidden: Sequence
 def _kv_candidates(model: ModelFacts, kv_cache_dtype: str, forbidden: Sequence[str]) -> tuple[str, ...]:
     if kv_cache_dtype != "auto":
         return (kv_cache_dtype,)
-    if KV_CACHE_FP8 in forbidden or model.layer_kinds[0].attention.kind == "mla":
+    if KV_CACHE_FP8 in forbidden or not model.has_kv_cache or model.layer_kinds[0].attention.kind == "mla":
         return ("auto",)  # MLA's cache is compressed already, and Triton's MLA on sm89 reads it in 16 bits
     return ("auto", "fp8")

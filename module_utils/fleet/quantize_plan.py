@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import FleetError
-from .model_families import FAMILIES
+from .families import FAMILIES
 from .plan_document import CheckpointReference
 from .quantization_config import PLANNED, QuantizationFacts
 from .quantize_costs import output_bytes

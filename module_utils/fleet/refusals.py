@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .adapters import refused_adapters
 from .host_document import MODELS_DIRECTORY
 from .placement_bound import fewest_gpus
 from .plan_document import Refusal
@@ -24,15 +25,7 @@ _GIB = 1024**3
 
 def unsupported(model: ResolvedModel) -> Refusal | None:
     """Refuse what the roles cannot serve yet, so that nothing is planned that would not start."""
-    request = model.request
-    if request.lora is not None and request.lora.adapters:
-        return Refusal(
-            request.name,
-            "lora.adapters",
-            "Adapters are not brought to the hosts by this version.",
-            "lora without adapters, and engine_args.lora_modules for adapters that lie on the hosts",
-        )
-    return refused_speculation(model)
+    return refused_adapters(model) or refused_speculation(model)
 
 
 def impossible(

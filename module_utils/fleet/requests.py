@@ -20,11 +20,11 @@ from .document_checks import (
     shown,
 )
 from .engine_arguments import RESERVED_ENVIRONMENT, TWINS, argument_faults
-from .engine_options import options_from_engine_args
+from .engine_options import LORA_RANKS, options_from_engine_args
 from .errors import FleetError
 from .request_quantize import Quantize  # noqa: TC001 - pydantic reads it
 from .request_speculative import Speculative, speculative_mapping
-from .sources import DRAFT, FurtherSource, Source
+from .sources import ADAPTER_CONFIG_NAME, DRAFT, FurtherSource, Source
 from .triton_releases import ASYNC_ENGINE_ARGUMENTS
 
 if TYPE_CHECKING:
@@ -137,6 +137,14 @@ class LoraAdapter(Document):
 
     name: ModelName = Field(description="The model name under which requests reach it.")
     source: Text = Field(description="Where it comes from, written as a model's source.")
+    config: Text | None = Field(
+        default=None, description="Path of an adapter_config.json, to plan without the adapter. Left out: its own."
+    )
+
+    @property
+    def label(self) -> str:
+        """What distinguishes it among the checkpoints of its model."""
+        return f"lora-{self.name}"
 
 
 class Lora(Document):
@@ -222,9 +230,21 @@ class ModelRequest(Document):
     @property
     def further_sources(self) -> tuple[FurtherSource, ...]:
         """The checkpoints that the model is served with beside its own."""
+        adapters = tuple(
+            FurtherSource(
+                label=one.label,
+                key=f"lora.adapters[{index}].source",
+                source=Source(one.source),
+                config=one.config,
+                config_key=f"lora.adapters[{index}].config",
+                config_name=ADAPTER_CONFIG_NAME,
+                kind="adapter",
+            )
+            for index, one in enumerate(self.lora.adapters if self.lora else ())
+        )
         drafting = self.speculative
         if drafting is None or drafting.model is None:
-            return ()
+            return adapters
         draft = FurtherSource(
             label=DRAFT,
             key="speculative.model",
@@ -233,7 +253,7 @@ class ModelRequest(Document):
             config_key="speculative.config",
             kind="eagle3" if drafting.method == "eagle3" else "model",
         )
-        return (draft,)
+        return (draft, *adapters)
 
     @property
     def forced_tensor_parallel(self) -> int | None:
@@ -356,6 +376,9 @@ def _consistency_faults(model: ModelRequest) -> list[tuple[str, str]]:
         faults.append(("placement.pins", f"{len(model.placement.pins)} pins are more than replicas.max ({most})"))
     if most == 1 and model.availability.hosts_lost:
         faults.append(("availability.hosts_lost", "needs two replicas, but replicas.max is 1"))
+    if model.lora is not None and model.lora.max_rank not in LORA_RANKS:
+        ranks = ", ".join(map(str, LORA_RANKS))
+        faults.append(("lora.max_rank", f"must be one of {ranks}, as in vLLM, got {model.lora.max_rank}"))
     sources = {"source": Source(model.source), **{one.key: one.source for one in model.further_sources}}
     faults += [(key, problem) for key, source in sources.items() if (problem := source.fault())]
     if model.speculative is not None:

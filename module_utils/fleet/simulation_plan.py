@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .capacity import Objectives
+from .capacity import Objectives, tokens_held
 from .document_checks import check_document, shown
 from .engine_options import options_from_engine_args
 from .errors import FleetError
@@ -103,16 +103,17 @@ def _instance(
     if one.id not in kinds:
         raise FleetError(f"{where}: instance_gpus", f"names no kind of GPU for {one.id}")
     tokens = one.memory.get("kv_cache_tokens_planned")
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < int(facts.has_kv_cache):
         raise FleetError(
             f"{where}: {path}.memory.kv_cache_tokens_planned", f"must be a whole number above 0, got {shown(tokens)}"
         )
+    options = _options(one, where=where, path=path)
     return SimulatedInstance(
         model=one.model,
         facts=facts,
         gpu=kinds[one.id],
-        options=_options(one, where=where, path=path),
-        kv_cache_tokens=tokens,
+        options=options,
+        kv_cache_tokens=tokens_held(facts, options, tokens),
         weight=float(weight),
         async_scheduling=one.task == "generate",
     )

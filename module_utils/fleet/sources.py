@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 _REPOSITORY = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$", re.ASCII)
 
 DRAFT = "draft"

@@ -235,8 +235,15 @@ def _expert_tensors(experts: ExpertsModule, plan: WeightPlan) -> list[int]:
 
 
 def lora_bytes(model: ModelFacts, layers: tuple[int, int], lora: LoraOptions, plan: WeightPlan) -> int:
-    """Room for adapters on the linear modules of layers ``start`` to ``stop - 1``: stacked A and B per slot."""
-    per_rank = 0
+    """Room for adapters on layers ``start`` to ``stop - 1`` and on what the stage has beside: stacked A and B per slot.
+
+    The embedding and the head get it too, whatever the adapters change, and whole on every rank
+    (vllm/lora/layers/vocab_parallel_embedding.py and logits_processor.py).
+    """
+    of_vocabulary = model.vocab_size + model.hidden_size
+    per_rank = of_vocabulary if layers[0] == 0 else 0
+    if layers[1] == model.num_hidden_layers and model.has_lm_head:
+        per_rank += of_vocabulary
     for kind, count in model.layers(*layers):
         for module in kind.modules:
             if not module.quantizable:

@@ -13,6 +13,18 @@ import lab_image  # noqa: E402
 import lab_nodes  # noqa: E402
 import lab_sysfs  # noqa: E402
 import lab_topology  # noqa: E402
+import tiny_kinds  # noqa: E402
 import tiny_models  # noqa: E402
+import tiny_parts  # noqa: E402
 
-__all__ = ["CHECKOUT", "lab_engine", "lab_image", "lab_nodes", "lab_sysfs", "lab_topology", "tiny_models"]
+__all__ = [
+    "CHECKOUT",
+    "lab_engine",
+    "lab_image",
+    "lab_nodes",
+    "lab_sysfs",
+    "lab_topology",
+    "tiny_kinds",
+    "tiny_models",
+    "tiny_parts",
+]

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from lab_code import tiny_models
+from lab_code import tiny_models, tiny_parts
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
@@ -38,7 +38,7 @@ def test_safetensors_reads_every_tensor(checkpoint):
 
 def test_bfloat16_rounds_to_nearest():
     values = np.array([1.0, -2.5, 1.0 + 2**-8, 1.0 + 3 * 2**-9], dtype=np.float32)
-    halves = np.frombuffer(tiny_models.bfloat16_bytes(values), dtype="<u2").astype("<u4") << 16
+    halves = np.frombuffer(tiny_parts.bfloat16_bytes(values), dtype="<u2").astype("<u4") << 16
     assert halves.view("<f4").tolist() == [1.0, -2.5, 1.0078125, 1.0078125]
 
 

@@ -392,17 +392,6 @@ class TestRefusals:
         assert refused(made) == {"m": "availability.hosts_lost"}
         assert len(made.instances) == 1
 
-    @pytest.mark.parametrize(
-        ("change", "constraint"),
-        [
-            ({"lora": {"adapters": [{"name": "ad", "source": "org/ad"}]}}, "lora.adapters"),
-        ],
-    )
-    def test_what_cannot_be_served_yet(self, change, constraint):
-        made = plan(facts("a"), [model("m", **change), model("n")])
-        assert refused(made) == {"m": constraint}
-        assert list(places(made)) == ["n-1"]
-
     def test_no_host_at_all(self):
         (one,) = plan(facts(), [model("m")]).refused
         assert one.explanation == "There is no host to place it on."
