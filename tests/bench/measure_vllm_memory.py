@@ -2,11 +2,12 @@
 
 Usage: measure_vllm_memory.py CASES.json OUTPUT.json SECONDS
 
-CASES.json: ``[{"case", "model_config", "engine_args", "budget_bytes", "env": {}, "trace": false}]``. Each case runs
-in a forked process of its own, so that vLLM is imported once and CUDA starts fresh. Weights are random
-(``load_format="dummy"``); the engine is stopped where it would allocate the KV cache. OUTPUT.json is written after
-each case: ``measured`` holds the fields of tests/data/vllm_memory_h100.json, ``allocator`` what PyTorch's allocator
-held after loading, ``peak`` (with ``trace``) the blocks alive at the peak of the profile run.
+CASES.json: ``[{"case", "model_config", "draft_config", "engine_args", "budget_bytes", "env": {}, "trace": false}]``.
+Each case runs in a forked process of its own, so that vLLM is imported once and CUDA starts fresh. ``draft_config`` is
+that of the model that ``engine_args.speculative_config`` drafts with. Weights are random (``load_format="dummy"``); the
+engine is stopped where it would allocate the KV cache. OUTPUT.json is written after each case: ``measured`` holds the
+fields of tests/data/vllm_memory_h100.json, ``allocator`` what PyTorch's allocator held after loading, ``peak`` (with
+``trace``) the blocks alive at the peak of the profile run.
 """
 
 from __future__ import annotations
@@ -82,6 +83,18 @@ def _peak(snapshot) -> dict:
         "peak_bytes": best,
         "rows": [{"bytes": size, "count": count, "frames": frames} for (size, frames), count in largest],
     }
+
+
+def _write_models(directory: Path, case: dict) -> dict:
+    """Writes what the engine reads of its model and of the draft; returns the engine's arguments."""
+    (directory / "config.json").write_text(json.dumps(case["model_config"]))
+    arguments = dict(case["engine_args"])
+    if "draft_config" in case:
+        draft = directory / "draft"
+        draft.mkdir()
+        (draft / "config.json").write_text(json.dumps(case["draft_config"]))
+        arguments["speculative_config"] = {**arguments["speculative_config"], "model": str(draft)}
+    return arguments
 
 
 def _measure(case: dict) -> dict:
@@ -161,14 +174,14 @@ def _measure(case: dict) -> dict:
     core.get_kv_cache_configs = get_kv_cache_configs
     total = torch.cuda.mem_get_info(0)[1]
     with tempfile.TemporaryDirectory() as directory:
-        Path(directory, "config.json").write_text(json.dumps(case["model_config"]))
+        arguments = _write_models(Path(directory), case)
         with contextlib.suppress(_Stop):
             LLM(
                 model=directory,
                 load_format="dummy",
                 skip_tokenizer_init=True,
                 gpu_memory_utilization=case["budget_bytes"] / total,
-                **case["engine_args"],
+                **arguments,
             )
     result["torch_visible_bytes"] = total
     return result
