@@ -10,7 +10,8 @@ from .attention_words import ENGINE_ENVIRONMENT, why_this_backend
 from .configurations import Configuration, gives_up_precision, path_on_hosts
 from .engine_arguments import instance_engine_args
 from .plan_document import Instance, Shard, Sharing, id_order
-from .sources import Source
+from .sources import DRAFT, Source
+from .speculation_choice import Drafting
 from .triton_ports import ServerPorts, is_alone
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def plan_instances(
             ports.setdefault(host, set()).add(one.port)
     result = list(untouchable)
     memories: dict[int, dict[str, Any]] = {}
+    drafting = Drafting()
     totals = {name: sum(ready.wish.carried_elsewhere) for name, ready in prepared.items() if ready.wish}
     for placed in decision.placed:
         totals[placed.model] += capacity[placed.model].get(placed.shape, 0.0)
@@ -106,6 +108,8 @@ def plan_instances(
                 total=totals[placed.model],
                 view=view,
                 configurations=configurations,
+                drafting=drafting,
+                before=before if placed.stays else None,
                 memories=memories,
             )
         )
@@ -139,6 +143,8 @@ def _instance(
     total: float,
     view: FleetView,
     configurations: Configurations,
+    drafting: Drafting,
+    before: Instance | None,
     memories: dict[int, dict[str, Any]],
 ) -> Instance:
     model, request = prepared.model, prepared.model.request
@@ -148,15 +154,17 @@ def _instance(
         msg = f"{identity} was placed in a shape that does not fit"
         raise TypeError(msg)
     path = path_on_hosts(Source(request.source), model.checkpoint)
+    # Requests are shared out by capacity, as the gateway weighs the instances.
+    demand = prepared.wish.demand if prepared.wish else None
+    share = min(1.0, demand / total) * capacity if demand is not None and total > 0.0 else 0.0
+    speed = configurations.speed(model, gpu.model, found, share) if share > 0.0 else {}
+    running = before.engine_args.get("speculative_config") if before is not None else None
+    found, why_drafted = drafting.decide(model, gpu.model, found, speed, running)
     # Instances of one configuration are alike, and there may be thousands.
     if id(found) not in memories:
         memories[id(found)] = found.estimate.to_document()
         del memories[id(found)]["ranks"]
         memories[id(found)]["unknown"] = list(found.estimate.unknown)
-    # Requests are shared out by capacity, as the gateway weighs the instances.
-    demand = prepared.wish.demand if prepared.wish else None
-    share = min(1.0, demand / total) * capacity if demand is not None and total > 0.0 else 0.0
-    speed = configurations.speed(model, gpu.model, found, share) if share > 0.0 else {}
     return Instance(
         id=identity,
         model=request.name,
@@ -185,11 +193,16 @@ def _instance(
             *_why_so_many_gpus(placed, prepared),
             *_why_untested(placed, view),
             *_why_so_many_replicas(prepared, speed),
+            *why_drafted,
         ),
         checkpoint=model.checkpoint,
         provisional=any(view.hosts[host].provisional for host in placed.hosts),
         sharing=Sharing(placed.shape.ways, placed.seat) if placed.shape.ways > 1 else None,
-        further_checkpoints=tuple(one.checkpoint for one in model.further if one.checkpoint is not None),
+        further_checkpoints=tuple(
+            one.checkpoint
+            for one in model.further
+            if one.checkpoint is not None and (one.source.label != DRAFT or found.options.speculative is not None)
+        ),
     )
 
 

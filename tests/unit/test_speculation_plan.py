@@ -230,3 +230,71 @@ class TestAttention:
         assert backend == "TRITON_ATTN"
         assert "has no attention sinks" in said
         assert self.backend("gemma-3-4b")[1] == "TRITON_ATTN"
+
+
+class TestAuto:
+    """``speculative: auto`` drafts where the speed model says that it pays at the load of an instance."""
+
+    def one(self, rate, *, current=(), target="llama-3-8b", **speculative):
+        wanted = {"method": "auto", **speculative}
+        demand = {"requests_per_second": rate, "prompt_tokens": 512, "output_tokens": 128}
+        made = plan(facts("a", gpus=1), [model("m", target, demand=demand, speculative=wanted)], current)
+        return only(made)
+
+    def said(self, one):
+        return next(reason for reason in one.reasons if "peculative" in reason or reason.startswith("Drafts "))
+
+    def test_n_grams_at_a_light_load_with_the_assumption_in_the_reason(self):
+        one = self.one(0.2)
+        drafted = one.engine_args["speculative_config"]
+        assert drafted["method"] == "ngram"
+        assert self.said(one).startswith(f"Drafts {drafted['num_speculative_tokens']} token")
+        assert "20% of drafted tokens are accepted is an assumption" in self.said(one)
+
+    def test_nothing_at_a_heavy_load(self):
+        one = self.one(24)
+        assert "speculative_config" not in one.engine_args
+        assert self.said(one).startswith("No speculative decoding: at ")
+        assert "times as fast" in self.said(one)
+
+    def test_a_measured_acceptance_decides(self):
+        assert "speculative_config" not in self.one(0.2, acceptance_rate=0.02).engine_args
+        one = self.one(0.2, acceptance_rate=0.6)
+        assert "speculative.acceptance_rate says that 60%" in self.said(one)
+
+    def test_a_draft_that_is_named_is_used_and_its_memory_counted(self):
+        draft = {"model": "org/llama-3.2-1b", "config": str(CONFIGS / "llama-3.2-1b.json")}
+        one, without = self.one(0.2, **draft), self.one(0.2)
+        assert one.engine_args["speculative_config"]["method"] == "draft_model"
+        assert one.memory["weights_bytes"] > without.memory["weights_bytes"] + 2_000_000_000
+        busy = self.one(24, **draft)
+        assert "speculative_config" not in busy.engine_args
+
+    def test_a_draft_as_slow_as_the_model_is_left_out(self):
+        one = self.one(0.2, model="org/same", config=str(CONFIGS / "llama-3-8b.json"))
+        assert "speculative_config" not in one.engine_args
+
+    def test_what_drafts_goes_on_while_it_is_not_slower(self):
+        """Between the load at which drafting would begin and that at which it is slower, engines stay as they are."""
+        light, between = self.one(12), 20
+        assert "speculative_config" in light.engine_args
+        assert "speculative_config" not in self.one(between).engine_args
+        kept = self.one(between, current=[light])
+        assert kept.engine_args["speculative_config"] == light.engine_args["speculative_config"]
+        assert self.one(between, current=[kept]) == kept
+        off = self.one(between)
+        assert self.one(between, current=[off]).engine_args == off.engine_args
+
+    def test_without_a_demand_nothing_is_known(self):
+        one = only(plan(facts("a"), [model("m", speculative="auto")]))
+        assert self.said(one) == (
+            "No speculative decoding: without a demand it is not known how many sequences run at a time."
+        )
+
+    def test_what_was_asked_for_says_what_it_brings(self):
+        (said,) = [
+            reason
+            for reason in only(plan(facts("a"), [model("m", speculative={"method": "ngram"})])).reasons
+            if reason.startswith("Drafts 3 tokens a step by n-grams, as asked for: at 1 running sequence ")
+        ]
+        assert "times as fast" in said
