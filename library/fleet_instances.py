@@ -12,6 +12,10 @@ description:
   - Writes the files of each instance, enables and starts its C(vllm@ID.service), restarts it where what runs is not
     what is configured, and waits until all of them answer their health checks.
   - Each unit writes down what it was started from, so that a run that was interrupted is finished by the next one.
+  - A configuration that is new to an instance is judged by the instance's own engine first, without its GPU. One that
+    is refused changes nothing on the host.
+  - An instance that does not become healthy gets the files back that it served with before, and is started from them.
+    One that never served is stopped.
 version_added: "0.1.0"
 options:
   state:
@@ -47,6 +51,18 @@ options:
         description: The instance as the plan has it. Its C(shards) and C(port) say what the instance holds.
         type: dict
         default: {}
+  only:
+    description:
+      - With O(state=present), what is to be done to other instances than these is left for another call. Their
+        configuration is taken to be judged already.
+    type: list
+    elements: str
+  defer:
+    description:
+      - With O(state=present), what takes a serving instance out of service is left for calls with O(only), and so is
+        what has to wait for that. Configurations are judged for all of them.
+    type: bool
+    default: false
   definitions_changed:
     description: In check mode, that the unit or the engines' key would have changed, so that every instance restarts.
     type: bool
@@ -95,16 +111,96 @@ instances:
     id: {description: Name of the instance., type: str, returned: always}
     action: {description: "V(none), V(start), V(restart) or V(remove).", type: str, returned: always}
     reasons: {description: Why., type: list, elements: str, returned: always}
+    deferred: {description: "Whether it is left for another call.", type: bool, returned: "with O(state=present)"}
+    model: {description: "The model that it serves.", type: str, returned: "with O(state=present)"}
+    port: {description: "Where it will listen.", type: int, returned: "with O(state=present)"}
+    serves: {description: "Whether it answered before.", type: bool, returned: "with O(state=present)"}
+    holds: {description: "GPUs and ports before.", type: list, elements: str, returned: "with O(state=present)"}
+    needs: {description: "GPUs and ports after.", type: list, elements: str, returned: "with O(state=present)"}
+    grows: {description: "Whether its part of a shared GPU grows.", type: bool, returned: "with O(state=present)"}
+    spans: {description: "Whether it runs on several hosts.", type: bool, returned: "with O(state=present)"}
 failures:
-  description: Why an instance is not healthy, by its name; in the engine's own words where it said any.
-  returned: when an instance is not healthy
+  description: Why an instance is not healthy, or was refused, by its name; in the engine's own words if it said any.
+  returned: when there is one
   type: dict
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fleet.argument_check import check_arguments
 from ansible.module_utils.fleet.errors import FleetError
 from ansible.module_utils.fleet.instance_host import InstanceHost, Places
-from ansible.module_utils.fleet.instances import decide, diff_of, parse_desired, removals
+from ansible.module_utils.fleet.instances import Step, decide, diff_of, parse_desired, removals
+from ansible.module_utils.fleet.put_back import failure_lines, retreat
+from ansible.module_utils.fleet.rolling import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ansible.module_utils.fleet.instances import Desired
+
+
+def remove(module: AnsibleModule, host: InstanceHost, ids: list[str], reason: str) -> dict[str, Any]:
+    """Removes instances."""
+    observed = host.observe()
+    steps = removals(ids, reason)
+    if not module.check_mode:
+        host.apply(steps, observed)
+    done = [{"id": step.id, "action": step.action, "reasons": list(step.reasons)} for step in steps]
+    return {"changed": bool(steps), "instances": done, "diff": diff_of(steps, observed, str(Places().instances))}
+
+
+def refuse_unsound(module: AnsibleModule, desired: Sequence[Desired], steps: Sequence[Step]) -> None:
+    """Ends the module where the engine does not accept what an instance is about to be started from."""
+    judged = {step.id for step in steps if step.reconfigures}
+    judgement = check_arguments([one for one in desired if one.id in judged])
+    for name, why in judgement.unjudged.items():
+        module.warn(f"{name}: its configuration could not be checked before the start: {why}")
+    if judgement.refusals:
+        names = ", ".join(judgement.refusals)
+        msg = f"the engine refuses the configuration of {names}; nothing was changed"
+        module.fail_json(msg=msg, failures=judgement.refusals, changed=False)
+
+
+def make_run(module: AnsibleModule, host: InstanceHost) -> dict[str, Any]:
+    """Makes the instances run, or those that this call is about."""
+    params = module.params
+    desired = parse_desired(params["instances"])
+    observed = host.observe()
+    digests = {instance.id: host.digest(instance.files) for instance in desired}
+    steps = decide(desired, observed, digests, definitions_changed=params["definitions_changed"])
+    described = describe(steps, observed, desired)
+    if params["only"] is None:
+        refuse_unsound(module, desired, steps)
+    left = {one["id"] for one in described if params["defer"] and one["deferred"]}
+    if params["only"] is not None:
+        left = {step.id for step in steps} - set(params["only"])
+    now = [step for step in steps if step.id not in left]
+    # Check mode tells of all of it.
+    told = steps if module.check_mode else now
+    result = {
+        "changed": any(step.changes for step in told),
+        "instances": list(described),
+        "diff": diff_of(told, observed, str(Places().instances)),
+    }
+    if module.check_mode:
+        return result
+    host.apply(now, observed)
+    waited = [one for one in desired if one.id not in left]
+    failures = host.wait(waited, now, observed, params["start_timeout_s"])
+    host.settle([one.id for one in waited if one.id not in failures])
+    if failures:
+        choice = retreat(failures, now, observed, desired)
+        host.give_up(sorted(choice.given_up))
+        found = host.put_back(choice.put_back)
+        started = [Step(one.id, "restart") for one in choice.put_back]
+        still_failing = host.wait(choice.put_back, started, found, params["start_timeout_s"])
+        host.settle([one.id for one in choice.put_back if one.id not in still_failing])
+        # Ansible prints the message twice, so the engine's own words stand beside it.
+        msg = "; ".join(failure_lines(failures, choice, still_failing))
+        module.fail_json(msg=msg, failures=failures, changed=result["changed"], diff=result["diff"])
+    return result
 
 
 def main() -> None:
@@ -122,37 +218,24 @@ def main() -> None:
                     "record": {"type": "dict", "default": {}},
                 },
             },
+            "only": {"type": "list", "elements": "str"},
+            "defer": {"type": "bool", "default": False},
             "definitions_changed": {"type": "bool", "default": False},
             "start_timeout_s": {"type": "float", "default": 900},
         },
+        mutually_exclusive=[("only", "defer")],
         supports_check_mode=True,
     )
-    places = Places()
-    host = InstanceHost(places)
-    state = module.params["state"]
+    host = InstanceHost()
     try:
-        desired = parse_desired(module.params["instances"])
-        observed = host.observe()
-        listed = {instance.id for instance in desired}
-        if state == "present":
-            digests = {instance.id: host.digest(instance.files) for instance in desired}
-            steps = decide(desired, observed, digests, definitions_changed=module.params["definitions_changed"])
-        elif state == "pruned":
-            steps = removals(sorted(set(observed) - listed), "is not in the plan")
+        if module.params["state"] == "present":
+            result = make_run(module, host)
         else:
-            steps = removals(sorted(set(observed) & listed), "is to be absent")
-        result = {
-            "changed": any(step.changes for step in steps),
-            "instances": [{"id": step.id, "action": step.action, "reasons": list(step.reasons)} for step in steps],
-            "diff": diff_of(steps, observed, str(places.instances)),
-        }
-        if not module.check_mode:
-            host.apply(steps, observed)
-            if state == "present":
-                failures = host.wait(desired, steps, observed, module.params["start_timeout_s"])
-                if failures:
-                    lines = [f"vllm@{name}.service {failures[name]}" for name in sorted(failures)]
-                    module.fail_json(msg="; ".join(lines), failures=failures, **result)
+            listed = {one.id for one in parse_desired(module.params["instances"])}
+            there = set(host.observe())
+            pruned = module.params["state"] == "pruned"
+            ids = sorted(there - listed if pruned else there & listed)
+            result = remove(module, host, ids, "is not in the plan" if pruned else "is to be absent")
     except FleetError as error:
         module.fail_json(msg=str(error))
     except OSError as error:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .first_request import first_request
 from .instances import (
     CONFIG,
     ENVIRONMENT,
+    FILES,
     ORDER,
     RECORD,
     Desired,
@@ -65,6 +67,10 @@ class Places:
         """Where a file of an instance is."""
         return (self.drop_ins(instance_id) if name == ORDER else self.instances / instance_id) / name
 
+    def previous(self, instance_id: str) -> Path:
+        """Where the files from before a change are kept until the new ones serve."""
+        return self.instances / instance_id / "previous"
+
     def drop_ins(self, instance_id: str) -> Path:
         """Directory of what is added to an instance's unit."""
         return self.unit_file.parent / f"{unit_of(instance_id)}.d"
@@ -91,14 +97,15 @@ class InstanceHost:
         return {name: self._observe_one(name, states[unit_of(name)]) for name in sorted(ids)}
 
     def _observe_one(self, instance_id: str, unit: UnitState) -> Observed:
-        names = (CONFIG, ENVIRONMENT, RECORD, ORDER)
-        files = {name: text for name in names if (text := _read(self._places.file(instance_id, name))) is not None}
+        files = {name: text for name in FILES if (text := _read(self._places.file(instance_id, name))) is not None}
+        kept = self._places.previous(instance_id)
+        previous = {name: text for name in FILES if (text := _read(kept / name)) is not None} if kept.is_dir() else None
         try:
             resources = resources_of(json.loads(files.get(RECORD, "{}")))
         except (ValueError, AttributeError, TypeError):
             resources = frozenset()
         started = (_read(self._places.runtime / instance_id / "started") or "").strip()
-        return Observed(files, resources, unit, started)
+        return Observed(files, resources, unit, started, previous)
 
     def digest(self, files: Mapping[str, str]) -> str:
         """What an instance with these files would write down when it starts: see the role's vllm-record-start."""
@@ -120,6 +127,8 @@ class InstanceHost:
         self._remove([step.id for step in steps if step.action == "remove"])
         kept = [step for step in steps if step.action != "remove"]
         for step in kept:
+            if step.previous is not None and not step.settles:
+                self._keep(step.id, step.previous)
             for name, text in step.writes.items():
                 if text:
                     _write(self._places.file(step.id, name), text)
@@ -132,6 +141,49 @@ class InstanceHost:
         self._systemd.stop([unit_of(step.id) for step in kept if step.stop_first])
         starting = [unit_of(step.id) for step in kept if step.action in ("start", "restart")]
         self._systemd.queue("restart", starting)
+
+    def _keep(self, instance_id: str, files: Mapping[str, str]) -> None:
+        """Keeps files to go back to. They are there as a whole or not at all."""
+        place = self._places.previous(instance_id)
+        partial = place.with_name(".previous")
+        shutil.rmtree(partial, ignore_errors=True)
+        for directory in (self._places.instances, partial.parent, partial):
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            directory.chmod(0o755)
+        for name, text in files.items():
+            _write(partial / name, text)
+        partial.rename(place)
+
+    def settle(self, ids: Sequence[str]) -> None:
+        """What is configured is seen to serve, or was given up: there is nothing to go back to any more."""
+        for instance_id in ids:
+            place = self._places.previous(instance_id)
+            if place.is_dir():
+                shutil.rmtree(place.with_name(".previous"), ignore_errors=True)
+                shutil.rmtree(place.rename(place.with_name(".previous")))
+
+    def give_up(self, ids: Sequence[str]) -> None:
+        """Stops instances that never served; they do not start at boot, and their files stay for the next run."""
+        self._systemd.remove([unit_of(instance_id) for instance_id in ids])
+
+    def put_back(self, instances: Sequence[Desired]) -> dict[str, Observed]:
+        """Starts instances from the files that served before.
+
+        Returns:
+            The instances as they were found: for ``wait``.
+        """
+        found = self.observe()
+        for instance in instances:
+            for name in FILES:
+                text = instance.files.get(name)
+                if text is None:
+                    self._places.file(instance.id, name).unlink(missing_ok=True)
+                else:
+                    _write(self._places.file(instance.id, name), text)
+        if instances:
+            self._systemd.daemon_reload()
+        self._systemd.queue("restart", [unit_of(instance.id) for instance in instances])
+        return found
 
     def _remove(self, ids: Sequence[str]) -> None:
         self._systemd.remove([unit_of(instance_id) for instance_id in ids])
@@ -150,13 +202,14 @@ class InstanceHost:
     def wait(
         self, desired: Sequence[Desired], steps: Sequence[Step], before: Mapping[str, Observed], limit_s: float
     ) -> dict[str, str]:
-        """Waits until every instance answers its health check.
+        """Waits until every instance answers its health check, and those that were started a request.
 
         Returns:
             Why not, by instance id, for those that do not: the engine's own last error where it said one.
         """
         touched = {step.id for step in steps if step.action in ("start", "restart")}
         pending = {instance.id: listen_address(instance.files[CONFIG]) for instance in desired}
+        files = {instance.id: instance.files for instance in desired}
         turns = {instance.id: 1 + len(instance.starts_after) for instance in desired}
         failures: dict[str, str] = {}
         began = time.monotonic()
@@ -169,6 +222,9 @@ class InstanceHost:
                 verdict = judge(state, previous, elapsed_s, touched=instance_id in touched)
                 if verdict == "up" and (address is None or _healthy(*address)):
                     del pending[instance_id]
+                    problem = self._first_request(files[instance_id]) if instance_id in touched else ""
+                    if problem:
+                        failures[instance_id] = f"is healthy, but does not answer a request: {problem}"
                     continue
                 if verdict == "up" and instance_id not in touched and elapsed_s > _HEALTH_GRACE_S:
                     verdict = "runs, but does not answer /health"
@@ -181,6 +237,9 @@ class InstanceHost:
             if pending:
                 time.sleep(_POLL_S)
         return failures
+
+    def _first_request(self, files: Mapping[str, str]) -> str:
+        return first_request(files, _read(self._places.configuration / "engine.env") or "")
 
 
 def _listed(directory: Path) -> list[Path]:

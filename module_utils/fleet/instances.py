@@ -3,6 +3,9 @@
 An instance is a directory of three files and a unit made of the template ``vllm@.service``. The unit writes down, at
 every start, a digest of what it was started from; an instance whose digest differs from its files runs an old
 configuration, whoever started it and whenever, so that a run that was killed half-way is finished by the next one.
+
+Before the files of an instance change, those that are there are kept beside them, until the new ones are seen to serve.
+As long as they are kept, it is not known whether what is configured serves, in this run or in a later one.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 CONFIG, ENVIRONMENT, RECORD = "config.yaml", "environment", "instance.json"
 # A drop-in of the unit: engines on one GPU start one after the other, since each looks at what is free.
 ORDER = "starts-after.conf"
+FILES = (CONFIG, ENVIRONMENT, RECORD, ORDER)
+# A change of these takes a start to show whether it serves.
+_STARTED_FROM = frozenset({CONFIG, ENVIRONMENT})
 _ID = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 # An engine that listens everywhere is asked on the loopback device.
 _REACHABLE_AS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
@@ -60,12 +66,21 @@ class Desired:
 
 @dataclass(frozen=True)
 class Observed:
-    """An instance as it is. All fields are empty for one that is not there."""
+    """An instance as it is. All fields are empty for one that is not there.
+
+    Attributes:
+        files: contents by file name.
+        resources: GPU UUIDs and ports.
+        unit: what systemd knows of it.
+        started: what it wrote down when it started.
+        previous: the files from before a change that was not seen to serve yet; empty where nothing served before.
+    """
 
     files: Mapping[str, str] = field(default_factory=dict)
     resources: frozenset[str] = frozenset()
     unit: UnitState = field(default_factory=UnitState)
     started: str = ""
+    previous: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,9 @@ class Step:
         writes: files to write, contents by name; those without contents are removed.
         enable: whether the unit has to be made to start at boot.
         stop_first: it gives up a GPU or port that another may be waiting for, so it stops before anything starts.
+        previous: files to go back to when it does not serve, empty where nothing served before; None where what is
+            configured is known to serve.
+        settles: those files are there already, from a run that did not come to its end.
     """
 
     id: str
@@ -87,11 +105,18 @@ class Step:
     writes: Mapping[str, str] = field(default_factory=dict)
     enable: bool = False
     stop_first: bool = False
+    previous: Mapping[str, str] | None = None
+    settles: bool = False
 
     @property
     def changes(self) -> bool:
         """Whether this step changes anything on the host."""
-        return self.action != "none" or bool(self.writes) or self.enable
+        return self.action != "none" or bool(self.writes) or self.enable or self.settles
+
+    @property
+    def reconfigures(self) -> bool:
+        """Whether it starts from another configuration than the one that is on the host."""
+        return self.action in ("start", "restart") and not _STARTED_FROM.isdisjoint(self.writes)
 
 
 def resources_of(record: Mapping[str, Any]) -> frozenset[str]:
@@ -181,8 +206,23 @@ def decide(
             reasons.append("runs what was configured before")
         if not actual.unit.enabled:
             reasons.append("does not start at boot")
-        moved = action == "restart" and actual.resources != instance.resources
-        steps.append(Step(instance.id, action, tuple(reasons), writes, not actual.unit.enabled, moved))
+        previous = actual.previous
+        if previous is not None:
+            reasons.append("was changed by a run that did not come to its end")
+        elif not _STARTED_FROM.isdisjoint(writes):
+            previous = dict(actual.files)
+        steps.append(
+            Step(
+                instance.id,
+                action,
+                tuple(reasons),
+                writes,
+                enable=not actual.unit.enabled,
+                stop_first=action == "restart" and actual.resources != instance.resources,
+                previous=previous,
+                settles=actual.previous is not None,
+            )
+        )
     return tuple(steps)
 
 

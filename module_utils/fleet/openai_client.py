@@ -107,16 +107,17 @@ class Work:
     seconds: float
 
 
-def work(request: Request, model: str, task: str) -> Work:
+def work(request: Request, model: str, task: str, *, sampled: bool = False) -> Work:
     """Have a model do what it is for: a few tokens, one embedding or one score.
 
     Args:
         request: the server.
         model: one of the model's names.
         task: ``generate``, ``embed`` or ``score``.
+        sampled: let the engine draw tokens as clients do, instead of taking the likeliest.
     """
     began = time.monotonic()
-    answer = _ask(request, model, task)
+    answer = _ask(request, model, task, sampled=sampled)
     seconds = time.monotonic() - began
     problem = answer.problem
     if answer.status == HTTPStatus.OK:
@@ -143,12 +144,12 @@ def work_on_triton(request: Request, model: str) -> Work:
     return Work(answer.status, problem, seconds)
 
 
-def _ask(request: Request, model: str, task: str) -> Answer:
+def _ask(request: Request, model: str, task: str, *, sampled: bool) -> Answer:
     if task == "embed":
         return request("POST", "/v1/embeddings", {"model": model, "input": "Hello"})
     if task == "score":
         return request("POST", "/v1/score", {"model": model, "text_1": "Hello", "text_2": "Good morning"})
-    generation = {"model": model, "max_tokens": _MAX_TOKENS, "temperature": 0}
+    generation = {"model": model, "max_tokens": _MAX_TOKENS, **({} if sampled else {"temperature": 0})}
     answer = request("POST", "/v1/chat/completions", {**generation, "messages": [{"role": "user", "content": "Hello"}]})
     if answer.status == HTTPStatus.BAD_REQUEST and "chat template" in answer.text:
         return request("POST", "/v1/completions", {**generation, "prompt": "Hello"})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
+import re
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 LAB = os.environ.get("L40S_LAB", "test")
+_RECAP = re.compile(r"^(\S+) +: ok=\d+ +changed=(\d+) ", re.MULTILINE)
 
 
 def lab_command(*arguments: str) -> str:
@@ -24,6 +28,29 @@ def lab_command(*arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One finished ansible-playbook."""
+
+    status: int
+    output: str
+    seconds: float
+
+    def changed(self) -> dict[str, int]:
+        """Changed tasks by host."""
+        return {found[1]: int(found[2]) for found in _RECAP.finditer(self.output)}
+
+
+def run_playbook(playbook: pathlib.Path, *options: str) -> Run:
+    """Runs a playbook against the lab under test, with its inventory, as its operator does."""
+    command = ["ansible-playbook", f"--inventory={CHECKOUT}/inventory/lab/hosts.yml", *options, playbook]
+    begun = time.monotonic()
+    done = subprocess.run(
+        command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return Run(done.returncode, done.stdout, time.monotonic() - begun)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from fleet.instance_host import InstanceHost, Places
-from fleet.instances import CONFIG, ENVIRONMENT, ORDER, decide, parse_desired, removals, unit_of
+from fleet.instances import CONFIG, ENVIRONMENT, ORDER, Step, decide, parse_desired, removals, unit_of
+from fleet.put_back import retreat
 from fleet.systemd import Systemd
 
 HELPERS = Path(__file__).resolve().parents[2] / "roles" / "serving" / "files"
@@ -108,6 +109,7 @@ def test_apply_writes_enables_starts_waits_and_is_done(places, engine):
     host, desired = InstanceHost(places, Systemd(recorder)), instances(engine)
     steps, observed = apply(host, desired)
     assert host.wait(desired, steps, observed, 5) == {}
+    host.settle(["chat-1"])
     assert [line.split()[0] for line in recorder.asked] == ["enable", "reset-failed", "restart"]
     directory = places.instances / "chat-1"
     assert {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()} == dict.fromkeys(
@@ -116,6 +118,64 @@ def test_apply_writes_enables_starts_waits_and_is_done(places, engine):
     record_start(host, places, desired)
     steps, _ = apply(host, desired)
     assert not steps[0].changes
+
+
+def test_until_an_instance_is_seen_to_serve_every_run_knows_what_to_go_back_to(places, engine):
+    host, good = InstanceHost(places, Systemd(Recorder())), instances(engine)
+    steps, _ = apply(host, good)
+    assert steps[0].previous == {}
+    record_start(host, places, good)
+    (step,), _ = apply(host, good)
+    assert (step.action, step.settles, step.changes) == ("none", True, True), "the first run did not see it serve"
+    host.settle(["chat-1"])
+
+    broken = instances(engine, "FLEET_ENGINE_DIRECTORY=/nowhere\nA=1\n")
+    for _ in range(2):
+        (step,), _ = apply(host, broken)
+        assert dict(step.previous) == dict(good[0].files)
+    kept = {path.name: path.read_text() for path in places.previous("chat-1").iterdir()}
+    assert kept == dict(good[0].files)
+
+
+def test_files_that_are_put_back_are_all_that_is_there(places, engine):
+    recorder = Recorder()
+    host, (alone,) = InstanceHost(places, Systemd(recorder)), instances(engine)
+    apply(host, [alone])
+    host.settle(["chat-1"])
+    record = {"port": engine, "sharing": {"ways": 2, "seat": 1, "starts_after": ["first-1"]}}
+    changed = {
+        "id": "chat-1",
+        "config_yaml": "port: 1\n",
+        "environment": "FLEET_ENGINE_DIRECTORY=/b\n",
+        "record": record,
+    }
+    (step,), observed = apply(host, parse_desired([changed]))
+    assert host.observe()["chat-1"].files.keys() > alone.files.keys()
+    choice = retreat({"chat-1": "died"}, [step], observed, parse_desired([changed]))
+    found = host.put_back(choice.put_back)
+    assert host.wait(choice.put_back, [Step("chat-1", "restart")], found, 5) == {}
+    host.settle(["chat-1"])
+    seen = host.observe()["chat-1"]
+    assert dict(seen.files) == dict(alone.files)
+    assert seen.previous is None
+    assert recorder.asked[-3:] == [
+        "daemon-reload",
+        "reset-failed vllm@chat-1.service",
+        "restart --no-block vllm@chat-1.service",
+    ]
+    record_start(host, places, [alone])
+    (step,), _ = apply(host, [alone])
+    assert (step.action, dict(step.writes)) == ("none", {})
+
+
+def test_an_instance_that_is_given_up_waits_for_the_next_run(places, engine):
+    recorder = Recorder()
+    host, desired = InstanceHost(places, Systemd(recorder)), instances(engine)
+    apply(host, desired)
+    host.give_up(["chat-1"])
+    assert [line.split()[0] for line in recorder.asked[-3:]] == ["stop", "disable", "reset-failed"]
+    (step,), _ = apply(host, desired)
+    assert (step.action, step.enable, dict(step.previous)) == ("start", True, {})
 
 
 def test_a_run_that_died_after_writing_is_finished_by_the_next(places, engine):
@@ -218,6 +278,21 @@ def test_an_engine_that_dies_fails_with_its_own_words(places, engine):
     steps, observed = apply(host, desired)
     recorder.units[unit_of("chat-1")].update(ActiveState="activating", SubState="auto-restart")
     assert host.wait(desired, steps, observed, 5) == {"chat-1": "died while starting: ValueError: No available memory"}
+
+
+def test_an_engine_that_is_healthy_and_answers_no_request_has_failed(places, engine):
+    """It answers /health; a completion it does not know."""
+    record = {"port": engine, "model": "chat", "engine_args": {"served_model_name": ["chat"]}}
+    item = {
+        "id": "chat-1",
+        "config_yaml": f"host: 127.0.0.1\nport: {engine}\n",
+        "environment": "A=1\n",
+        "record": record,
+    }
+    host, desired = InstanceHost(places, Systemd(Recorder())), parse_desired([item])
+    steps, observed = apply(host, desired)
+    failures = host.wait(desired, steps, observed, 5)
+    assert failures["chat-1"].startswith("is healthy, but does not answer a request: 501")
 
 
 def test_an_engine_that_never_answers_fails_in_time(places):

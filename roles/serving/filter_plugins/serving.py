@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 from ansible.errors import AnsibleFilterError
 from fleet.engine_files import engine_files
 from fleet.errors import FleetError
+from fleet.rolling import waves
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 DOCUMENTATION = r"""
 name: serving
-short_description: Items of fleet_instances
-description: Turn an instance of the plan into an item of M(fleet_instances), whole or by its name alone.
+short_description: Items of fleet_instances, and the order in which they change
+description:
+  - Turn an instance of the plan into an item of M(fleet_instances), whole or by its name alone.
+  - Put what the hosts have deferred into waves.
 """
 
 
@@ -32,9 +35,40 @@ def serving_instance_id(instance: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": instance["id"]}
 
 
+def serving_failed(hosts: Sequence[str], hostvars: Mapping[str, Any]) -> list[str]:
+    """The hosts on which an instance failed that was new, or did not run."""
+    return [host for host, result in _results(hosts, hostvars) if result.get("failed")]
+
+
+def serving_waves(hosts: Sequence[str], hostvars: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The waves of ``fleet.rolling.waves``, each with a line that says what it does."""
+    order = waves({host: result.get("instances") or [] for host, result in _results(hosts, hostvars)})
+    return [
+        {
+            "ids": [one.id for one in wave.instances],
+            "hosts": list(wave.hosts),
+            "instances": [{"id": one.id, "port": one.port} for one in wave.instances],
+            "line": f"{number} of {len(order)}: {wave.words}",
+        }
+        for number, wave in enumerate(order, start=1)
+    ]
+
+
+def _results(hosts: Sequence[str], hostvars: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for host in hosts:
+        variables = hostvars[host]
+        if "serving_result" in variables:
+            yield host, json.loads(json.dumps(variables["serving_result"]))
+
+
 class FilterModule:
     """What Ansible loads."""
 
     def filters(self) -> dict[str, Any]:
         """Filters by name."""
-        return {"serving_engine_files": serving_engine_files, "serving_instance_id": serving_instance_id}
+        return {
+            "serving_engine_files": serving_engine_files,
+            "serving_failed": serving_failed,
+            "serving_instance_id": serving_instance_id,
+            "serving_waves": serving_waves,
+        }
