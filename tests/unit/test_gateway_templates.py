@@ -14,7 +14,15 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 
 ROLE = Path(__file__).parents[2] / "roles" / "gateway"
-NAMES = ("haproxy.cfg", "routes.map", "models.json", "model_objects.map", "clients.map", "engine_key.map")
+NAMES = (
+    "haproxy.cfg",
+    "routes.map",
+    "triton_routes.map",
+    "models.json",
+    "model_objects.map",
+    "clients.map",
+    "engine_key.map",
+)
 ROUTES = [
     {
         "model": "chat",
@@ -55,6 +63,19 @@ def test_models_without_instances_have_a_route_and_are_not_listed() -> None:
     listed = json.loads(render("models.json"))
     assert [entry["id"] for entry in listed["data"]] == ["chat", "gpt", "org/chat"]
     assert {entry["root"] for entry in listed["data"]} == {"chat"}
+
+
+def test_models_on_triton_have_routes_of_their_own_and_are_not_listed() -> None:
+    server = {"id": "t-1", "host": "a", "address": "192.0.2.1", "port": 8000}
+    triton = {"model": "t", "engine": "triton", "aliases": ["org/t"], "task": "generate", "servers": [server]}
+    given = [*ROUTES, triton]
+    assert render("triton_routes.map", gateway_routes=given).splitlines()[-2:] == ["t triton_t", "org/t triton_t"]
+    for name in ("routes.map", "models.json", "model_objects.map"):
+        assert render(name, gateway_routes=given) == render(name)
+    backend = render("haproxy.cfg", gateway_routes=given).split("backend triton_t\n")[1].split("\nbackend ")[0]
+    assert "uri /v2/models/t/ready" in backend
+    assert "server t-1 192.0.2.1:8000" in backend
+    assert "engine_key" not in backend
 
 
 def test_each_listed_model_has_an_answer_of_its_own() -> None:
