@@ -342,17 +342,12 @@ class Configurations:
             pipeline_parallel_size=shape.pipeline_parallel,
             engine_version=self.engine_version(model),
         )
-        quantized = model.facts.quantization
-        if quantized is not None and not _is_as_asked(request.quantization, quantized):
-            problem = f"the checkpoint is quantized ({quantized.method}), {request.quantization} was asked for"
-            return Misfit(shape, "quantization", problem, options)
-        if quantized is not None and quantized.act_order and quantized.group_size > 0:
-            refused = why_not_served("gptq_g_idx", self.engine_version(model))
-            if refused is not None:
-                return Misfit(shape, "quantization", refused, options)
-        if quantized is None and request.quantization in NEEDS_CHECKPOINT:
-            problem = f"the checkpoint is not quantized, and the engine cannot make {request.quantization} of it"
-            return Misfit(shape, "quantization", problem, options)
+        limit = gpu.start_utilization
+        if limit is not None and "gpu_memory_utilization" not in request.engine_args:
+            options = replace(options, gpu_memory_utilization=min(limit, options.gpu_memory_utilization))
+        refused = self._why_never(model, gpu, options)
+        if refused is not None:
+            return Misfit(shape, *refused, options)
         traffic = None if request.name in self._without_objectives else Traffic.of(request)
 
         def why_not(candidate: EngineOptions, estimate: MemoryEstimate) -> str | None:
@@ -380,8 +375,31 @@ class Configurations:
             options=replace(choice.options, max_model_len=choice.estimate.max_model_len),
             estimate=choice.estimate,
             quantization=choice.quantization or "none",
-            reasons=_reasons(shape, choice.estimate, choice),
+            reasons=(*_reasons(shape, choice.estimate, choice), *_why_this_utilization(choice.options, limit)),
         )
+
+    def _why_never(self, model: ResolvedModel, gpu: GpuModel, options: EngineOptions) -> tuple[str, str] | None:
+        """The constraint that no precision and no parallel size would lift, and in words why."""
+        request, quantized = model.request, model.facts.quantization
+        if quantized is not None and not _is_as_asked(request.quantization, quantized):
+            return (
+                "quantization",
+                f"the checkpoint is quantized ({quantized.method}), {request.quantization} was asked for",
+            )
+        if quantized is not None and quantized.act_order and quantized.group_size > 0:
+            refused = why_not_served("gptq_g_idx", self.engine_version(model))
+            if refused is not None:
+                return "quantization", refused
+        if quantized is None and request.quantization in NEEDS_CHECKPOINT:
+            return (
+                "quantization",
+                f"the checkpoint is not quantized, and the engine cannot make {request.quantization} of it",
+            )
+        wanted, limit = options.gpu_memory_utilization, gpu.start_utilization
+        if limit is not None and (wanted > limit or limit == 0.0):
+            words = f"others hold memory on the GPU: an engine that wants more than {limit:g} of it does not start"
+            return "memory", f"{words}, and gpu_memory_utilization is {wanted:g}" if limit else words
+        return None
 
     def _misfit(
         self, facts: ModelFacts, gpu: GpuModel, shape: Shape, options: EngineOptions, choice: PrecisionChoice
@@ -482,6 +500,15 @@ def _why_this_chunk(shape: Shape, default_tokens: int) -> list[str]:
     tokens, longer = shape.max_num_batched_tokens, shape.max_num_batched_tokens > default_tokens
     why = "so that prompts take fewer steps" if longer else "so that decode steps with prompts beside them stay short"
     return [f"max_num_batched_tokens {tokens:,} instead of {default_tokens:,}, {why}: it carries more this way."]
+
+
+def _why_this_utilization(options: EngineOptions, limit: float | None) -> list[str]:
+    if limit is None:
+        return []
+    return [
+        f"gpu_memory_utilization {options.gpu_memory_utilization:g}: others hold memory on the GPU, and an engine that"
+        f" wants more than {limit:g} of it does not start."
+    ]
 
 
 def _best_of(best: Sequence[float], fitting: Sequence[Configuration]) -> float:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from .carrying import Traffic
 from .configurations import LESS_FAITHFUL, Configuration, Configurations, Misfit, less_faithful
-from .memory import CONTEXT_BYTES, estimate_memory
+from .memory import CONTEXT_BYTES, estimate_memory, foreign_bytes
 from .network import Network
 from .placement_problem import SHARED_WAYS, Shape
 from .requests import Objectives as AskedObjectives
@@ -164,7 +164,8 @@ class FleetConfigurations(Configurations):
         if "gpu_memory_utilization" in model.request.engine_args:
             problem = "gpu_memory_utilization is given, so that it cannot be chosen to suit others on the GPU"
             return Misfit(shape, "gpu_memory_utilization", problem, found.options)
-        part_bytes = int(gpu.torch_visible_bytes * SHARED_UTILIZATION) // shape.ways
+        most_bytes = gpu.torch_visible_bytes - foreign_bytes(gpu)
+        part_bytes = min(int(gpu.torch_visible_bytes * SHARED_UTILIZATION), most_bytes) // shape.ways
         outside = CONTEXT_BYTES
         for _ in range(_ROUNDS):
             # Rounded down, so that what the engine makes of it is no more.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from .foreign_memory import as_started
 from .host_means import disk_for_checkpoints, memory_for_engines
 from .placement_problem import GpuRoom, HostRoom
+from .speed_collectives import Links, default_links
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,10 +16,18 @@ if TYPE_CHECKING:
     from .hardware import GpuModel
     from .host_document import Gpu, HostDocument
     from .placement_problem import Cause
+    from .plan_document import Instance
     from .requests import ModelRequest
 
 # GPUs that these paths join hang below one PCIe switch, or a few in a row, without a host bridge in between.
 _SWITCH_PATHS = ("PIX", "PXB")
+# A host that may not be there for long, or that may come back from its next boot without its GPUs. Other degradations
+# of hosts are the same everywhere, or come and go with what the fleet does itself.
+_RANKS_LAST = frozenset(
+    ("all_gpus_answer", "kernel_taint", "nouveau_blacklist", "next_kernel", "dkms", "driver_packages")
+)
+# Where links are compared: a chunk of prompts.
+_COMPARED_BYTES = 1 << 20
 
 
 class FleetView:
@@ -42,6 +52,26 @@ class FleetView:
     def gpu(self, host: str, uuid: str) -> Gpu | None:
         """A GPU, or None when the host has no such one."""
         return self._gpus.get((host, uuid))
+
+    def model_as_run(self, one: Instance) -> GpuModel | None:
+        """What an instance runs on, as the hardware table has it; None when its GPUs are not of one product.
+
+        Links and what others leave free may have changed on some of its GPUs since: the slowest links count, and the
+        memory that it was started with is its own.
+        """
+        gpus = [self.gpu(host, uuid) for host, uuid in one.gpus]
+        models = [gpu.model for gpu in gpus if gpu is not None and gpu.model is not None]
+        if len(models) != len(gpus) or len({model.name for model in models}) != 1:
+            return None
+        slowest = max(models, key=lambda model: _links(model).all_reduce_s(2, _COMPARED_BYTES))
+        return as_started(slowest, one.memory)
+
+    def model_of(self, host: str, uuid: str, kind: str, before: Instance | None) -> GpuModel | None:
+        """The row of a GPU under one of the kinds that it is known by: for what comes, and for what stays there."""
+        gpu = self.gpu(host, uuid)
+        if gpu is not None and gpu.model is not None and gpu.model.kind == kind:
+            return gpu.model
+        return self.model_as_run(before) if before is not None else None
 
     def may_get_more(self, host: HostDocument) -> bool:
         """Whether anything new may be put on the host."""
@@ -93,7 +123,11 @@ class FleetView:
 
     def _usable_of(self, host: HostDocument) -> dict[str, tuple[GpuModel, int]]:
         """Kinds of usable GPUs of a host, and how many of each."""
-        models = [gpu.model for gpu in host.gpus if gpu.model is not None and self._is_usable(host, gpu)]
+        models = [
+            gpu.model
+            for gpu in host.gpus
+            if gpu.model is not None and gpu.model.start_utilization != 0.0 and self._is_usable(host, gpu)
+        ]
         by_kind = {model.kind: model for model in models}
         counts = Counter(model.kind for model in models)
         return {kind: (model, counts[kind]) for kind, model in by_kind.items()}
@@ -110,7 +144,7 @@ class FleetView:
         return HostRoom(
             name=host.name,
             gpus=tuple(
-                GpuRoom(gpu.uuid, gpu.index, gpu.model.kind, switches[gpu.uuid], gpu.numa_node or 0)
+                GpuRoom(gpu.uuid, gpu.index, gpu.model.kind, switches[gpu.uuid], gpu.numa_node or 0, bool(gpu.degraded))
                 for gpu in host.gpus
                 if gpu.model is not None and self._is_usable(host, gpu)
             ),
@@ -118,7 +152,12 @@ class FleetView:
             verified_pairs=frozenset(frozenset((link.a, link.b)) for link in host.links if link.p2p == "verified"),
             memory_bytes=memory_for_engines(host.memory_total_bytes),
             disk_bytes=disk_for_checkpoints(host.disk_free_bytes),
+            degraded=not _RANKS_LAST.isdisjoint(host.degraded),
         )
+
+
+def _links(model: GpuModel) -> Links:
+    return model.links or default_links(nvlink=model.nvlink)
 
 
 def why_ineligible(request: ModelRequest, host: HostDocument) -> str | None:

@@ -23,6 +23,8 @@ class GpuModel:
     ``torch_visible_bytes`` is what ``torch.cuda.mem_get_info`` calls total, which vLLM multiplies by
     ``gpu_memory_utilization``. It is less than NVML's total, and both are less than the number on the box. ``links``
     are those of a host where they are not the default, ``links_of`` names that host where others of the fleet differ.
+    ``start_utilization`` is the highest ``gpu_memory_utilization`` with which an engine starts beside what others hold
+    on the GPU; None where they hold too little to matter.
     """
 
     name: str
@@ -40,13 +42,16 @@ class GpuModel:
     sources: Mapping[str, str]
     links: Links | None = None
     links_of: str = ""
+    start_utilization: float | None = None
 
     LINKS_OF: ClassVar[str] = " with the links of "
 
     @property
     def kind(self) -> str:
-        """Name of what the planner takes to be equal: product and links."""
-        return f"{self.name}{self.LINKS_OF}{self.links_of}" if self.links_of else self.name
+        """Name of what the planner takes to be equal: product, what is free of it, and links."""
+        free = "" if self.start_utilization is None else f" with {self.start_utilization:.0%} free"
+        links = f"{self.LINKS_OF}{self.links_of}" if self.links_of else ""
+        return f"{self.name}{free}{links}"
 
     @property
     def supports_fp8(self) -> bool:

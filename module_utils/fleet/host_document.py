@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from .document_checks import MachineDocument, check_document, faults_error, labels_as_tuple, list_as_tuple, shown
-from .engine_options import DEFAULT_GPU_MEMORY_UTILIZATION
 from .errors import FleetError
 from .hardware import GpuModel, gpu_by_name, gpu_by_pci_id
 from .host_policy import HostPolicy, missing_gpu_error
@@ -35,8 +34,7 @@ class Gpu:
 
     Args:
         model: its row of the hardware table; None when the table does not know it.
-        blocked: why it must not be used, by the health checks or because memory is held from outside the fleet; None
-            when it may.
+        blocked: why it must not be used, by the health checks; None when it may.
         degraded: names of the health checks that it fails though it works.
         foreign_bytes: memory that processes outside the fleet hold.
         link: its PCIe link.
@@ -219,10 +217,8 @@ def parse_host(name: str, document: object, *, where: str, path: str = "") -> Ho
     """
     host = check_document(_Host, document, where=where, path=path)
     prefix = f"{where}: {path}." if path else f"{where}: "
-    held = _held_by_instances(host.instances or ())
     gpus = tuple(
-        _gpu(gpu, f"{prefix}gpus[{index}]", provisional=host.provisional, held=held)
-        for index, gpu in enumerate(host.gpus)
+        _gpu(gpu, f"{prefix}gpus[{index}]", provisional=host.provisional) for index, gpu in enumerate(host.gpus)
     )
     # Processes on CPUs that stood for GPUs measured nothing.
     measured = host.link_test is None or host.link_test.backend != "gloo"
@@ -304,18 +300,7 @@ def _free_for_checkpoints(disks: tuple[_Disk, ...]) -> int | None:
     return nearest.free_bytes if nearest is not None else None
 
 
-def _held_by_instances(instances: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """UUIDs of the GPUs that instances of the fleet are on; damaged records tell none."""
-    held: set[str] = set()
-    for record in instances:
-        shards = record.get("shards")
-        for shard in shards if isinstance(shards, list) else ():
-            gpus = shard.get("gpus") if isinstance(shard, dict) else None
-            held.update(gpu for gpu in (gpus if isinstance(gpus, list) else ()) if isinstance(gpu, str))
-    return frozenset(held)
-
-
-def _gpu(gpu: _Gpu, where: str, *, provisional: bool, held: frozenset[str]) -> Gpu:
+def _gpu(gpu: _Gpu, where: str, *, provisional: bool) -> Gpu:
     # Of a GPU that has fallen off the bus, or that no driver answers for, little is known; a blocked one is not used.
     blocked = _blocked(gpu.health)
     sketchy = provisional or blocked is not None
@@ -336,22 +321,10 @@ def _gpu(gpu: _Gpu, where: str, *, provisional: bool, held: frozenset[str]) -> G
         name=gpu.name or "",
         numa_node=gpu.numa_node,
         model=_gpu_model(gpu),
-        # An instance that runs there has its memory already.
-        blocked=blocked or (None if uuid in held else _taken(gpu)),
+        blocked=blocked,
         degraded=_degraded(gpu.health),
         foreign_bytes=gpu.memory_foreign_bytes or 0,
         link=PcieLink(gpu.link.generation, gpu.link.width) if gpu.link is not None else PcieLink(),
-    )
-
-
-def _taken(gpu: _Gpu) -> str | None:
-    """Why an engine would not find its memory at start: it wants its whole share of the card to be free."""
-    foreign, total = gpu.memory_foreign_bytes or 0, gpu.memory_total_bytes
-    if total is None or total - foreign >= total * DEFAULT_GPU_MEMORY_UTILIZATION:
-        return None
-    return (
-        f"foreign_memory: {foreign >> 20} MiB of {total >> 20} are held from outside the fleet, and an engine wants "
-        f"{DEFAULT_GPU_MEMORY_UTILIZATION:.0%} free at start"
     )
 
 

@@ -82,7 +82,8 @@ class MemoryEstimate:
 
     ``kv_cache_tokens`` is what the engine is expected to report; ``kv_cache_tokens_planned`` is what is left after
     the margin and what placement relies on. Byte fields are those of the tightest rank. ``missing_bytes`` is by how
-    much the tightest rank falls short, 0 where it fits.
+    much the tightest rank falls short, 0 where it fits. ``foreign_bytes`` of the card are left to others that hold
+    memory on it.
     """
 
     fits: bool
@@ -112,11 +113,14 @@ class MemoryEstimate:
     measured: bool
     ranks: tuple[RankMemory, ...]
     unknown: tuple[str, ...]
+    foreign_bytes: int = 0
 
     def to_document(self) -> dict[str, object]:
         """A JSON object with these fields' names."""
         document = asdict(self)
         document["max_concurrency"] = round(self.max_concurrency, 4)
+        if not self.foreign_bytes:
+            del document["foreign_bytes"]
         return document
 
 
@@ -208,6 +212,13 @@ def effective_quantization(model: ModelFacts, options: EngineOptions) -> Quantiz
     if model.quantization.method not in (asked.method, name):
         raise FleetError("quantization", f"{name!r} was asked for, the checkpoint is {model.quantization.method!r}")
     return model.quantization
+
+
+def foreign_bytes(gpu: GpuModel) -> int:
+    """What is left to others of a card on which they hold memory: all that an engine may not want at start."""
+    if gpu.start_utilization is None:
+        return 0
+    return max(0, gpu.torch_visible_bytes - CONTEXT_BYTES - math.ceil(gpu.torch_visible_bytes * gpu.start_utilization))
 
 
 def serving_dtype(model: ModelFacts, options: EngineOptions) -> str:
@@ -336,7 +347,7 @@ def _stage_memory(demand: _Demand, layout: KvCacheLayout, stage: int) -> RankMem
         margin += encoder_margin_bytes(model, options, plan.dtype_bytes)
     available = demand.budget_bytes - weights - activations - non_torch - graphs - counted
     outside = CONTEXT_BYTES + workspace + buffers - counted + judging
-    overflow = max(0, demand.budget_bytes + outside - gpu.torch_visible_bytes)
+    overflow = max(0, demand.budget_bytes + outside + foreign_bytes(gpu) - gpu.torch_visible_bytes)
     return RankMemory(
         pipeline_rank=stage,
         tensor_rank=0,
@@ -418,6 +429,7 @@ def _answer(demand: _Demand, layout: KvCacheLayout, by_stage: list[RankMemory]) 
             _with_tensor_rank(rank, index) for rank in by_stage for index in range(options.tensor_parallel_size)
         ),
         unknown=model.unknown + _notes(demand),
+        foreign_bytes=foreign_bytes(demand.gpu),
     )
 
 
@@ -504,7 +516,7 @@ def _verdict_without_cache(demand: _Demand, by_stage: list[RankMemory]) -> tuple
 def _room_for_given(demand: _Demand, rank: RankMemory) -> int:
     """With ``kv_cache_memory_bytes`` the budget does not bound the KV cache, the card does."""
     return rank.planned_kv_cache_bytes + max(
-        0, demand.gpu.torch_visible_bytes - rank.outside_bytes - demand.budget_bytes
+        0, demand.gpu.torch_visible_bytes - foreign_bytes(demand.gpu) - rank.outside_bytes - demand.budget_bytes
     )
 
 

@@ -19,6 +19,7 @@ class Board:
         self._holders: dict[tuple[str, str], tuple[Placed, ...]] = {}
         self._known = {(host.name, gpu.uuid) for host in hosts for gpu in host.gpus}
         self._free_counts = {host.name: len(host.gpus) for host in hosts}
+        self._with_degraded = {host.name for host in hosts if any(gpu.degraded for gpu in host.gpus)}
         self._on_host: dict[str, list[Placed]] = {host.name: [] for host in hosts}
 
     def offer(self, wishes: Sequence[Wish]) -> None:
@@ -41,6 +42,12 @@ class Board:
         """How many GPUs of a host are free."""
         return self._free_counts[host]
 
+    def sound_count(self, host: str) -> int:
+        """How many GPUs of a host are free and not degraded."""
+        if host not in self._with_degraded:
+            return self._free_counts[host]
+        return sum(not gpu.degraded for gpu in self.free(host))
+
     def are_free(self, host: str, uuids: Iterable[str]) -> bool:
         """Whether GPUs are there and nobody holds them."""
         return all((host, uuid) in self._known and (host, uuid) not in self._holders for uuid in uuids)
@@ -57,7 +64,8 @@ class Board:
         found = []
         for gpu in self.rooms[host].gpus:
             holders = self.holders(host, gpu.uuid)
-            other = holders and all(one.model != model for one in holders)
+            # Parts of a GPU that was planned with more or less of its memory free are of another size.
+            other = holders and all(one.model != model and one.shape.kind == shape.kind for one in holders)
             if other and gpu.kind == shape.kind and self.may_stand(host, gpu.uuid, shape):
                 found.append((-len(holders), gpu.index, gpu.uuid))
         return min(found)[2] if found else None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _MANY = 1 << 30
 
 Found = tuple[str, "Shape", tuple[str, ...]]
+_Key = tuple[int, int, int, float, str]
 
 
 def fulfils(one: Standing, pin: PinnedPlace) -> bool:
@@ -50,7 +51,7 @@ class Finder:
         shapes = self.wish.shapes
         # A part of a GPU may find room where no GPU is free.
         self._least = 0 if any(shape.ways > 1 for shape in shapes) else min((s.gpus for s in shapes), default=1)
-        self._heap: list[tuple[int, int, float, str]] = []
+        self._heap: list[_Key] = []
         self.sort_hosts()
 
     def took(self, host: str) -> None:
@@ -121,7 +122,7 @@ class Finder:
     def _scan(
         self, shapes: Sequence[Shape], crowded: str | None, threshold: int | None, *, avoid_foreign: bool = False
     ) -> Found | None:
-        passed: list[tuple[int, int, float, str]] = []
+        passed: list[_Key] = []
         found = None
         while self._heap and found is None:
             key = heapq.heappop(self._heap)
@@ -169,10 +170,15 @@ class Finder:
                 result.append(gpu)
         return result
 
-    def _key(self, host: str) -> tuple[int, int, float, str]:
-        """Sort key of a host: those without room last, then few replicas of this model, then a large share free."""
+    def _key(self, host: str) -> _Key:
+        """Sort key of a host: those without room last, then few replicas of this model, then a large share free.
+
+        Where there is nothing but degraded GPUs left, or the whole host is degraded, comes after hosts with as many
+        replicas.
+        """
+        room, free = self._board.rooms[host], self._board.free_count(host)
         replicas = self._tally.replicas.get(host, 0)
-        free = self._board.free_count(host)
         full = int(free < self._least)
-        share = free / max(1, len(self._board.rooms[host].gpus))
-        return (full, replicas, -share, host) if self.wish.spread else (full, -replicas, share, host)
+        worn = int(room.degraded) + int(self._board.sound_count(host) < self._least)
+        share = free / max(1, len(room.gpus))
+        return (full, replicas, worn, -share, host) if self.wish.spread else (full, -replicas, worn, share, host)

@@ -1,4 +1,7 @@
-"""Which GPUs of a host an instance takes: its tensor groups inside one PCIe switch, else inside one NUMA node."""
+"""Which GPUs of a host an instance takes: its tensor groups inside one PCIe switch, else inside one NUMA node.
+
+Among places that are equally good in that, those without degraded GPUs come first.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,13 @@ def choose_gpus(host: HostRoom, available: Sequence[GpuRoom], shape: Shape) -> t
             groups: dict[int, list[GpuRoom]] = {}
             for gpu in usable:
                 groups.setdefault(getattr(gpu, level) if level else 0, []).append(gpu)
-            # The group with the least room that suffices, so that whole groups stay whole.
-            for _, group in sorted(groups.items(), key=lambda item: (len(item[1]), item[0])):
-                if len(group) >= shape.gpus:
-                    ordered = sorted(group, key=lambda gpu: (gpu.switch, gpu.index))
-                    chosen = _ranks(host, ordered, shape, verified=verified)
+            for sound in (True, False) if any(gpu.degraded for gpu in usable) else (False,):
+                # The group with the least room that suffices, so that whole groups stay whole.
+                for _, group in sorted(groups.items(), key=lambda item: (len(item[1]), item[0])):
+                    ordered = sorted(group, key=lambda gpu: (gpu.degraded, gpu.switch, gpu.index))
+                    if sound:
+                        ordered = [gpu for gpu in ordered if not gpu.degraded]
+                    chosen = _ranks(host, ordered, shape, verified=verified) if len(ordered) >= shape.gpus else None
                     if chosen is not None:
                         return chosen
     return None

@@ -33,13 +33,14 @@ GPU_PARTS = 24
 
 @dataclass(frozen=True, slots=True)
 class GpuRoom:
-    """A GPU that may be used. ``kind`` is its name in the hardware table, ``group`` its PCIe switch, NUMA node."""
+    """A GPU that may be used. ``kind`` is what the planner takes to be equal; degraded ones come last among equals."""
 
     uuid: str
     index: int
     kind: str
     switch: int = 0
     numa_node: int = 0
+    degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class HostRoom:
         verified_pairs: UUID pairs between which it passed: preferred for a tensor group.
         memory_bytes: of the host, for engines; None when it is not known.
         disk_bytes: free for checkpoints beside those that are there; None when it is not known.
+        degraded: it comes last among equals.
     """
 
     name: str
@@ -59,6 +61,7 @@ class HostRoom:
     verified_pairs: frozenset[frozenset[str]] = frozenset()
     memory_bytes: int | None = None
     disk_bytes: int | None = None
+    degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ def _place(placing: Placing, state: State, shape: Shape) -> Placed | None:
     each = replace(shape, pipeline_parallel=shape.pipeline_parallel // shape.nodes, nodes=1)
     found: list[tuple[str, tuple[str, ...]]] = []
     # The hosts with the least room that suffices, so that whole hosts stay whole.
-    for name in sorted(board.rooms, key=lambda name: (board.free_count(name), name)):
+    for name in sorted(board.rooms, key=lambda name: (board.rooms[name].degraded, board.free_count(name), name)):
         if name not in wish.hosts or board.free_count(name) < each.gpus or board.lack(name, wish, shape):
             continue
         uuids = choose_gpus(board.rooms[name], board.free(name), each)

@@ -208,20 +208,35 @@ class WindowProgram:
         for shape, many in counts.items():
             if shape.ways == 1:
                 taken += [(count, shape.gpus) for count in many]
+        kind = gpus[0].kind
         sharers = [(place, keep) for place, keep in keeps if place.shape.ways > 1 and place.gpus[0] in of_kind]
+        # Nobody joins parts of another size.
+        apart = {place.gpus[0] for place, _ in sharers if place.shape.kind != kind}
+        for uuid in sorted(apart):
+            on_gpu[uuid] = self._program.integer(1)
+            for place, keep in sharers:
+                if place.gpus[0] == uuid:
+                    self._program.constrain([(on_gpu[uuid], 1), (keep, -1)], least=0)
+            taken.append((on_gpu[uuid], 1))
+        sharers = [(place, keep) for place, keep in sharers if place.gpus[0] not in apart]
         ways = {place.shape.ways for place, _ in sharers} | {shape.ways for shape in counts if shape.ways > 1}
         for number in sorted(ways):
-            taken.append((self._fit_shared(room, len(gpus), number, sharers, on_gpu), 1))
+            taken.append((self._fit_shared(room, gpus, number, sharers, on_gpu), 1))
         self._program.constrain(taken, most=len(gpus))
         if any(pair <= of_kind for pair in room.failed_pairs):
             self._fit_groups(room, gpus, on_gpu, counts)
 
     def _fit_shared(
-        self, room: HostRoom, gpus: int, ways: int, sharers: Sequence[tuple[Placed, int]], on_gpu: dict[str, int]
+        self,
+        room: HostRoom,
+        gpus: Sequence[GpuRoom],
+        ways: int,
+        sharers: Sequence[tuple[Placed, int]],
+        on_gpu: dict[str, int],
     ) -> int:
         """A variable for the GPUs that are shared in one way: no more instances on them than they have parts."""
         program = self._program
-        shared_gpus = program.integer(gpus)
+        shared_gpus, kind = program.integer(len(gpus)), gpus[0].kind
         by_model: dict[str, list[tuple[int, int]]] = {}
         held: list[tuple[int, int]] = []
         for place, keep in sharers:
@@ -234,7 +249,7 @@ class WindowProgram:
                 held.append((on_gpu[uuid], -1))
             program.constrain([(on_gpu[uuid], 1), (keep, -1)], least=0)
         for (model, shape, host), count in self._new.items():
-            if host == room.name and shape.ways == ways:
+            if host == room.name and shape.ways == ways and shape.kind == kind:
                 by_model.setdefault(model, []).append((count, 1))
                 self._shared.append((count, 1))
         program.constrain([(shared_gpus, 1), *held], least=0)
@@ -262,7 +277,7 @@ class WindowProgram:
                 for gpu in group:
                     uses.setdefault(gpu.uuid, []).append((chosen, 1))
                 distance = len({gpu.switch for gpu in group}) + 2 * len({gpu.numa_node for gpu in group}) - 3
-                self._far.append((chosen, distance))
+                self._far.append((chosen, distance + sum(gpu.degraded for gpu in group)))
             needed = [
                 (count, -shape.pipeline_parallel)
                 for shape, many in counts.items()

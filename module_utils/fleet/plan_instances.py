@@ -148,18 +148,18 @@ def _instance(
     memories: dict[int, dict[str, Any]],
 ) -> Instance:
     model, request = prepared.model, prepared.model.request
-    gpu = view.gpu(placed.host, placed.gpus[0])
-    found = configurations.of_shape(model, gpu.model, placed.shape) if gpu and gpu.model else None
-    if gpu is None or gpu.model is None or not isinstance(found, Configuration):
+    gpu = view.model_of(placed.host, placed.gpus[0], placed.shape.kind, before)
+    found = configurations.of_shape(model, gpu, placed.shape) if gpu is not None else None
+    if gpu is None or not isinstance(found, Configuration):
         msg = f"{identity} was placed in a shape that does not fit"
         raise TypeError(msg)
     path = path_on_hosts(Source(request.source), model.checkpoint)
     # Requests are shared out by capacity, as the gateway weighs the instances.
     demand = prepared.wish.demand if prepared.wish else None
     share = min(1.0, demand / total) * capacity if demand is not None and total > 0.0 else 0.0
-    speed = configurations.speed(model, gpu.model, found, share) if share > 0.0 else {}
+    speed = configurations.speed(model, gpu, found, share) if share > 0.0 else {}
     running = before.engine_args.get("speculative_config") if before is not None else None
-    found, why_drafted = drafting.decide(model, gpu.model, found, speed, running)
+    found, why_drafted = drafting.decide(model, gpu, found, speed, running)
     # Instances of one configuration are alike, and there may be thousands.
     if id(found) not in memories:
         memories[id(found)] = found.estimate.to_document()
@@ -188,7 +188,7 @@ def _instance(
             place,
             *model.notes,
             *found.reasons,
-            why_this_backend(model.facts, gpu.model, found.options, request.engine_args),
+            why_this_backend(model.facts, gpu, found.options, request.engine_args),
             *_why_this_precision(found, prepared),
             *_why_so_many_gpus(placed, prepared),
             *_why_untested(placed, view),

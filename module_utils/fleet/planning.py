@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .fleet_configurations import FleetConfigurations
 from .fleet_view import FleetView
+from .foreign_memory import with_foreign_memory
 from .link_classes import with_link_classes
 from .model_document import model_section
 from .plan_document import Move, Place, Plan, id_order
@@ -63,7 +64,8 @@ def make_plan(
     Raises:
         FleetError: a host variable excludes a GPU that does not exist, or an engine argument has a wrong value.
     """
-    view = FleetView(with_link_classes(hosts), frozenset(frozen))
+    described = with_foreign_memory(with_link_classes(hosts), [model.request for model in models])
+    view = FleetView(described, frozenset(frozen))
     configurations = FleetConfigurations(engine_version, carrying, triton_engine_version)
     by_name = {model.request.name: model for model in sorted(models, key=lambda model: model.request.name)}
     untouchable, touchable = split_current(current, view.frozen, by_name.keys())
@@ -98,11 +100,10 @@ def _gpus_of(instances: Sequence[Instance], view: FleetView) -> dict[str, Any]:
     kinds: dict[str, list[str]] = {}
     models: dict[str, GpuModel] = {}
     for one in sorted(instances, key=lambda one: id_order(one.id)):
-        host, uuid = one.gpus[0]
-        gpu = view.gpu(host, uuid)
-        if gpu is not None and gpu.model is not None:
-            models[gpu.model.kind] = gpu.model
-            kinds.setdefault(gpu.model.kind, []).append(one.id)
+        gpu = view.model_as_run(one)
+        if gpu is not None:
+            models[gpu.kind] = gpu
+            kinds.setdefault(gpu.kind, []).append(one.id)
     return {
         "instance_gpus": {kind: tuple(ids) for kind, ids in sorted(kinds.items())},
         "gpu_links": links_document(models.values()),

@@ -110,7 +110,7 @@ class Question:
             if why:
                 why_leaving[one.id] = why
             elif now.shape not in candidates[one.model]:
-                found = self._running(now, ready.model)
+                found = self._running(one, now, ready.model)
                 if found is not None:
                     candidates[one.model][now.shape] = found
         wishes = {
@@ -156,14 +156,14 @@ class Question:
             _lacking(decision, wishes),
         )
 
-    def _running(self, now: Standing, model: ResolvedModel) -> Configuration | None:
-        gpu = self.view.gpu(now.host, now.gpus[0])
-        if gpu is None or gpu.model is None:
+    def _running(self, one: Instance, now: Standing, model: ResolvedModel) -> Configuration | None:
+        gpu = self.view.model_as_run(one)
+        if gpu is None:
             return None
-        found = self.configurations.of_shape(model, gpu.model, now.shape)
+        found = self.configurations.of_shape(model, gpu, now.shape)
         if not isinstance(found, Configuration):
             return None
-        return self.configurations.with_capacity(model, gpu.model, found)
+        return self.configurations.with_capacity(model, gpu, found)
 
 
 def _chooses_precision(model: ResolvedModel) -> bool:

@@ -48,18 +48,16 @@ def standing_of(
     """A running instance as the decision takes it, and in words why it cannot stay, if it cannot."""
     tensor = one.engine_args.get("tensor_parallel_size", 1)
     pipeline = one.engine_args.get("pipeline_parallel_size", 1)
-    gpus = [view.gpu(host, uuid) for host, uuid in one.gpus]
-    kinds = {gpu.model.kind for gpu in gpus if gpu is not None and gpu.model is not None}
+    gpu = view.model_as_run(one)
     shape = Shape(
-        min(kinds, default=""),
+        gpu.kind if gpu is not None else "",
         tensor if isinstance(tensor, int) else 0,
         pipeline if isinstance(pipeline, int) else 0,
         ways=one.sharing.ways if one.sharing is not None else 1,
         nodes=len(one.shards),
     )
-    first = view.gpu(*one.gpus[0])
-    if first is not None and first.model is not None and shape.gpus == len(one.gpus):
-        shape = configurations.shape_as_run(model, first.model, shape, one.engine_args)
+    if gpu is not None and shape.gpus == len(one.gpus):
+        shape = configurations.shape_as_run(model, gpu, shape, one.engine_args)
     cause, why = _why_leaving(one, model, shape, view, configurations)
     standing = Standing(
         id=one.id,
@@ -113,10 +111,9 @@ def _why_leaving(
 def _shape_problem(
     one: Instance, model: ResolvedModel, shape: Shape, view: FleetView, configurations: Configurations
 ) -> str | None:
-    gpus = [view.gpu(host, uuid) for host, uuid in one.gpus]
-    models = {gpu.model.kind: gpu.model for gpu in gpus if gpu is not None and gpu.model is not None}
+    gpu = view.model_as_run(one)
     even = len({len(shard.gpus) for shard in one.shards}) == 1 and len(set(one.hosts)) == len(one.shards)
-    if not even or len(models) != 1 or shape.gpus != len(one.gpus) or shape.pipeline_parallel % shape.nodes:
+    if not even or gpu is None or shape.gpus != len(one.gpus) or shape.pipeline_parallel % shape.nodes:
         return "its GPUs do not match its parallel sizes"
     if shape.nodes > 1 and not model.request.placement.allow_multi_node:
         return "placement.allow_multi_node is false, and it spans hosts"
@@ -127,7 +124,7 @@ def _shape_problem(
     forced = _forced_otherwise(model.request, shape)
     if forced is not None:
         return forced
-    found = configurations.of_shape(model, models[shape.kind], shape)
+    found = configurations.of_shape(model, gpu, shape)
     return f"it no longer fits: {found.explanation}" if isinstance(found, Misfit) else None
 
 

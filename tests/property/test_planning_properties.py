@@ -114,6 +114,20 @@ def fleets(draw):
     return draw(hosts()), [draw(request(number)) for number in range(count)]
 
 
+@st.composite
+def shared_fleets(draw):
+    """Fleets in which others hold memory of some GPUs: now, and at a later time."""
+    document, models = draw(fleets())
+    later = copy.deepcopy(document)
+    for time in (document, later):
+        for host in time["hosts"].values():
+            for gpu in host["gpus"]:
+                held = draw(st.sampled_from([0, 0, 0, 0, 1, 2, 3, 9, 20, 25, 33, 44]))
+                if held:
+                    gpu["memory_foreign_bytes"] = held * GIB
+    return document, later, models
+
+
 def plan(document, models, current=(), **options):
     return make_plan(
         parse_hosts(document, where="f"), models, current, engine_version="0.33.0", carrying=CARRYING, **options
@@ -177,6 +191,27 @@ def check_means(made, document, models, running, frozen):
             stored = {one.model for one in running if name in one.hosts}
             needed = sum(sizes[model] for model in {one.model for one in mine} - stored)
             assert needed <= host["disk"][0]["free_bytes"] - 2 * GIB
+
+
+def started_anew(made, running):
+    """What is started, or started again with other arguments or on other GPUs."""
+    before = {(one.id, one.shards, canonical_json(one.engine_args)) for one in running}
+    return [one for one in made.instances if (one.id, one.shards, canonical_json(one.engine_args)) not in before]
+
+
+def check_foreign(made, document, running=(), frozen=()):
+    """What is started finds free what it wants: its share of the card, beside its context and what others hold."""
+    for one in started_anew(made, running):
+        for host, uuid in one.gpus:
+            if host in frozen:
+                continue
+            (gpu,) = [gpu for gpu in document["hosts"][host]["gpus"] if gpu["uuid"] == uuid]
+            mine = [other for other in made.instances if (host, uuid) in other.gpus]
+            held = gpu.get("memory_foreign_bytes", 0)
+            for other in mine:
+                outside = CONTEXT_BYTES + (other.memory["attention_workspace_bytes"] if held > GIB else 0)
+                held += outside + other.engine_args["gpu_memory_utilization"] * L40S.torch_visible_bytes
+            assert held <= L40S.torch_visible_bytes, (one.id, host, uuid)
 
 
 def check_shard(one, shard, document, asked):
@@ -253,6 +288,32 @@ def test_no_constraint_is_broken(fleet):
     made = plan(document, models)
     check(made, document, models)
     check_means(made, document, models, (), ())
+
+
+@thorough
+@given(shared_fleets(), st.booleans())
+def test_nothing_is_started_with_more_than_is_free(fleet, optimize):
+    document, later, models = fleet
+    first = plan(document, models)
+    check(first, document, models)
+    check_foreign(first, document)
+    second = plan(later, models, first.instances, optimize=optimize)
+    check(second, later, models)
+    check_foreign(second, later, first.instances)
+
+
+@thorough
+@given(shared_fleets())
+def test_what_others_hold_moves_nothing_that_runs(fleet):
+    document, later, models = fleet
+    # Every model has what it asks for, so that nothing has a reason to move.
+    models = [one for one in models if one.request.demand is None][:1]
+    first = plan(document, models)
+    again = plan(later, models, first.instances)
+    kept = {one.id: (one.shards, one.engine_args) for one in again.instances}
+    if not first.refused:
+        assert kept == {one.id: (one.shards, one.engine_args) for one in first.instances}
+        assert again.moves == ()
 
 
 @thorough

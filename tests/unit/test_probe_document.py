@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from fleet.foreign_memory import start_utilization
 from fleet.host_document import parse_host
 from fleet.probe import ProbeOptions, probe_host
 from probe_node import CHECKOUT, DRIVER_VERSION, GPUS, UUIDS, Node, check, simulated_library
@@ -370,15 +371,11 @@ def test_the_plan_stage_takes_every_document_that_the_probe_returns(node: Node, 
 
 
 @pytest.mark.parametrize(
-    ("recorded", "blocked"),
-    [
-        ("h100.json", None),
-        ("h100_module.json", None),
-        ("h100_busy.json", "foreign_memory: 8710 MiB of 81559 are held from outside the fleet"),
-    ],
+    ("recorded", "utilization"), [("h100.json", None), ("h100_module.json", None), ("h100_busy.json", 0.85)]
 )
-def test_the_plan_stage_takes_the_documents_of_a_real_host(recorded: str, blocked: str | None) -> None:
+def test_the_plan_stage_takes_the_documents_of_a_real_host(recorded: str, utilization: float | None) -> None:
     real = json.loads((CHECKOUT / "tests/data/probe" / recorded).read_text())
     (gpu,) = parse_host("h100", real, where="facts.json").gpus
     assert gpu.model is not None
-    assert gpu.blocked is None if blocked is None else str(gpu.blocked).startswith(blocked)
+    assert gpu.blocked is None
+    assert start_utilization(gpu) == utilization

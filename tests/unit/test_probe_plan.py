@@ -10,9 +10,11 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from fleet.hardware import gpu_by_name
 from fleet.host_document import parse_hosts
 from fleet.host_notices import notices_of
 from fleet.link_classes import with_link_classes
+from fleet.memory import CONTEXT_BYTES
 from fleet.plan_document import instance_document
 from plan_samples import model, plan
 from probe_node import BOOT_ID, GPUS, HOST, UUIDS, Node, check
@@ -42,7 +44,9 @@ if TYPE_CHECKING:
     from fleet.host_document import HostDocument
     from fleet.plan_document import Plan
 
+L40S = gpu_by_name("L40S", where="test")
 FOUR = model("m", replicas={"min": 4, "max": 4})
+SMALL = model("m", replicas={"min": 4, "max": 4}, max_model_len=2048, quantization="fp8")
 PAIRS = model("m", tensor_parallel=2, replicas={"min": 2, "max": 2})
 
 
@@ -215,16 +219,67 @@ def test_without_nvml_the_plan_is_provisional(node: Node, fault: Fault) -> None:
     assert any("before its driver confirmed" in note for note in found.summary.notes)
 
 
-@faults(
-    ("too much for an engine", "foreign_memory", nvml("memory_used_mib = 9000")),
-    ("nearly all of it", "foreign_memory", nvml("memory_used_mib = 45000")),
-)
-def test_a_gpu_whose_memory_others_hold_is_not_used(node: Node, fault: Fault) -> None:
-    document, host = probed(node, fault)
-    row_of(document["gpus"][VICTIM]["health"], fault, "degraded")
-    assert host.gpus[VICTIM].foreign_bytes >= 9000 << 20
-    assert used(made(document)) == {uuid for uuid in UUIDS if uuid != UUIDS[VICTIM]}
-    assert f"{HOST} GPU {VICTIM} is not used: foreign_memory: " in notices_of([host])[0]
+def starts_beside(instance: Any, foreign_bytes: int) -> bool:
+    """Whether vLLM's condition at start holds: its share of the whole card is free, beside its own CUDA context."""
+    budget = instance.engine_args["gpu_memory_utilization"] * L40S.torch_visible_bytes
+    return bool(budget + CONTEXT_BYTES + foreign_bytes <= L40S.torch_visible_bytes)
+
+
+@pytest.mark.parametrize(("held_mib", "utilization"), [(2000, 0.92), (3000, 0.9), (9000, 0.75), (30000, 0.3)])
+def test_a_gpu_whose_memory_others_hold_is_planned_with_what_is_free(
+    node: Node, held_mib: int, utilization: float
+) -> None:
+    document, host = probed(node, Fault("", "foreign_memory", nvml(f"memory_used_mib = {held_mib}")))
+    row = check(document["gpus"][VICTIM]["health"], "foreign_memory")
+    assert row["status"] == "degraded"
+    assert "fleet_exclude_gpus" in row["remedy"]
+    assert host.gpus[VICTIM].foreign_bytes == held_mib << 20
+    found = made(document, SMALL)
+    assert used(found) == set(UUIDS)
+    for one in found.instances:
+        victim = one.shards[0].gpus == (UUIDS[VICTIM],)
+        assert one.engine_args["gpu_memory_utilization"] == (utilization if victim else 0.92)
+        assert starts_beside(one, held_mib << 20 if victim else 0)
+        assert any("others hold memory on the GPU" in line for line in one.reasons) == victim
+    line = f"{HOST} GPU {VICTIM} is planned with {utilization:.0%} of its memory: foreign_memory: {held_mib} MiB"
+    assert any(notice.startswith(line) for notice in notices_of([host]))
+
+
+def test_a_model_that_is_too_large_for_what_is_free_goes_elsewhere(node: Node) -> None:
+    document, _ = probed(node, Fault("", "", nvml("memory_used_mib = 36000")))
+    found = made(document)
+    assert used(found) == {uuid for uuid in UUIDS if uuid != UUIDS[VICTIM]}
+    assert [refusal.model for refusal in found.refused] == ["m"]
+
+
+def test_a_gpu_that_others_hold_nearly_all_of_gets_nothing(node: Node) -> None:
+    document, host = probed(node, Fault("", "", nvml("memory_used_mib = 45000")))
+    assert used(made(document, SMALL)) == {uuid for uuid in UUIDS if uuid != UUIDS[VICTIM]}
+    (notice,) = notices_of([host])
+    assert notice == (
+        f"{HOST} GPU {VICTIM} gets nothing new: foreign_memory: 45000 MiB are held from outside the fleet."
+    )
+
+
+def test_a_utilization_that_was_asked_for_is_not_placed_where_it_would_not_start(node: Node) -> None:
+    document, _ = probed(node, Fault("", "", nvml("memory_used_mib = 9000")))
+    asked = {**SMALL, "engine_args": {"gpu_memory_utilization": 0.95}}
+    assert used(made(document, asked)) == {uuid for uuid in UUIDS if uuid != UUIDS[VICTIM]}
+    less = {**SMALL, "engine_args": {"gpu_memory_utilization": 0.6}}
+    assert used(made(document, less)) == set(UUIDS)
+
+
+def test_what_others_hold_may_change_and_nothing_starts_anew(node: Node) -> None:
+    document, _ = probed(node, Fault("", "", nvml("memory_used_mib = 9000")))
+    first = made(document, SMALL)
+    # It grows, shrinks, leaves; what runs keeps the share it was started with.
+    for held_mib in (9500, 3000, 20000, 45000, 0):
+        later = Node(node.directory / str(held_mib))
+        if held_mib:
+            later.gpu(VICTIM, f"memory_used_mib = {held_mib}")
+        again = made(later.probe(), SMALL, first.instances)
+        assert again.moves == ()
+        assert [one.engine_args for one in again.instances] == [one.engine_args for one in first.instances]
 
 
 def test_memory_that_an_engine_leaves_free_anyway_may_be_held_by_others(node: Node) -> None:
