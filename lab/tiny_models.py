@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tiny_kinds
-from tiny_parts import tokenizer, write_json, write_tensors
+from tiny_parts import SCALE, tokenizer, write_json, write_tensors
 
 TURN_TEMPLATE = """\
 {%- if tools -%}
@@ -78,6 +78,7 @@ class TinyModel:
     tie_word_embeddings: bool
     query_key_norm: bool
     more_config: tuple[tuple[str, Any], ...]
+    layer_scale: float = SCALE
 
 
 LLAMA = TinyModel(
@@ -128,6 +129,21 @@ QWEN = TinyModel(
     tie_word_embeddings=True,
     query_key_norm=True,
     more_config=(("use_sliding_window", False), ("sliding_window", None), ("max_window_layers", 3)),
+)
+# Layers that add next to nothing to the embedding, which is the output's too: the likeliest token is the last one
+# again. So a larger and a smaller one agree, and what they write repeats.
+PARROT = replace(
+    LLAMA, name="tiny-parrot", seed=3, tie_word_embeddings=True, layer_scale=0.001, max_position_embeddings=4096
+)
+PARROT_DRAFT = replace(
+    PARROT,
+    name="tiny-parrot-draft",
+    seed=4,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
 )
 
 
@@ -219,13 +235,13 @@ def write(model: TinyModel, directory: Path) -> None:
     ):
         write_json(directory / name, document)
     made.save(str(directory / "tokenizer.json"))
-    write_tensors(shapes(model), model.seed, directory / "model.safetensors")
+    write_tensors(shapes(model), model.seed, directory / "model.safetensors", layer_scale=model.layer_scale)
 
 
 def main() -> None:
     """Writes every checkpoint beside its final name first, so that a directory that is there is whole."""
     root = Path(sys.argv[1])
-    makers = {model.name: partial(write, model) for model in (LLAMA, QWEN)} | tiny_kinds.MAKERS
+    makers = {model.name: partial(write, model) for model in (LLAMA, QWEN, PARROT, PARROT_DRAFT)} | tiny_kinds.MAKERS
     for name, make in makers.items():
         unfinished = root / f".{name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 CORPUS = Path(__file__).resolve().parent.parent / "LICENSE"
 
+SCALE = 0.05
+"""Standard deviation of random weights."""
+
 
 def bfloat16_bytes(values: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
     """Little-endian bfloat16 of float32 values: their upper halves, rounded to nearest."""
@@ -21,7 +24,7 @@ def bfloat16_bytes(values: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
     return ((bits + 0x8000) >> 16).astype("<u2").tobytes()
 
 
-def write_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int, path: Path) -> None:
+def write_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int, path: Path, *, layer_scale: float = SCALE) -> None:
     """Writes random bfloat16 tensors, the weights of norms as ones, as a safetensors file.
 
     The file is written here, not by the safetensors library: numpy has no bfloat16, and the bytes must not depend on
@@ -32,7 +35,11 @@ def write_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int, path: Path) 
     data = bytearray()
     for name, shape in shapes.items():
         is_norm = len(shape) == 1 and name.endswith("weight")
-        values = np.ones(shape) if is_norm else generator.standard_normal(shape) * 0.05
+        values = (
+            np.ones(shape)
+            if is_norm
+            else generator.standard_normal(shape) * (layer_scale if ".layers." in name else SCALE)
+        )
         begin = len(data)
         data += bfloat16_bytes(values.astype(np.float32))
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, len(data)]}
