@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from fleet.eagle_head import eagle3_facts
 from fleet.engine_options import EngineOptions, LoraOptions, SpeculativeOptions, engine_args_document
 from fleet.errors import FleetError
 from fleet.hardware import gpu_by_name
@@ -14,6 +15,8 @@ from fleet.model import facts_from_config
 
 CONFIGS = Path(__file__).resolve().parent.parent / "data" / "model_configs"
 L40S = gpu_by_name("L40S", where="test")
+# As published heads for Llama-3-8B have it.
+EAGLE3_HEAD = json.loads((CONFIGS.parent / "draft_configs" / "eagle3-llama-3-8b.json").read_text())
 
 FAMILIES = (
     "llama-2-7b", "llama-3-8b", "llama-3-70b", "llama-3.2-1b", "codellama-34b", "mistral-7b-v0.1", "mistral-7b-v0.3",
@@ -95,11 +98,23 @@ def _special_sets() -> list[dict[str, object]]:
     """LoRA, speculation, memory given by hand, eager mode."""
     draft = facts_from_config(config("llama-3.2-1b"), where="draft")
     speculative = SpeculativeOptions("draft_model", 5, model="draft", draft=draft)
+    head = eagle3_facts(EAGLE3_HEAD, None, where="head")
+    eagle3 = SpeculativeOptions("eagle3", 3, model="draft", draft=head)
+    lookups = (("prompt_lookup_max", 4), ("prompt_lookup_min", 2))
     special = {
         "lora": EngineOptions(max_model_len=8192, lora=LoraOptions(max_loras=4, max_lora_rank=64)),
         "eager": EngineOptions(max_model_len=8192, enforce_eager=True, gpu_memory_utilization=0.85),
         "ngram": EngineOptions(max_model_len=8192, speculative=SpeculativeOptions("ngram", 4)),
+        "ngram with lookups": EngineOptions(
+            max_model_len=8192, speculative=SpeculativeOptions("ngram", 2, further=lookups)
+        ),
         "draft model": EngineOptions(max_model_len=8192, speculative=speculative),
+        "draft model, two ranks": EngineOptions(max_model_len=8192, speculative=speculative, tensor_parallel_size=2),
+        "draft model that samples": EngineOptions(
+            max_model_len=8192, speculative=replace(speculative, draft_sample_method="probabilistic")
+        ),
+        "shorter drafts": EngineOptions(max_model_len=4096, speculative=replace(speculative, max_model_len=4096)),
+        "eagle3": EngineOptions(max_model_len=8192, speculative=eagle3),
         "given memory": EngineOptions(max_model_len=8192, kv_cache_memory_bytes=4 * 1024**3, block_size=16),
     }
     sets = []
@@ -108,8 +123,9 @@ def _special_sets() -> list[dict[str, object]]:
         item: dict[str, object] = {
             "name": name, "config": config("llama-3-8b"), "engine_args": engine_args_document(options)
         }  # fmt: skip
-        if name == "draft model":
-            item["draft_config"] = config("llama-3.2-1b")
+        drafting = options.speculative
+        if drafting is not None and drafting.draft is not None:
+            item["draft_config"] = EAGLE3_HEAD if drafting.method == "eagle3" else config("llama-3.2-1b")
         sets.append(item)
     return sets
 
@@ -152,6 +168,19 @@ def impossible_sets() -> list[dict[str, object]]:
         ("a draft without a number of tokens", config("llama-3-8b"), {"speculative_config": {"method": "ngram"}}),
     ]
     sets = [{"name": name, "config": content, "engine_args": args} for name, content, args in rows]
+    split = {"method": "draft_model", "num_speculative_tokens": 5}
+    for ranks, drafts in ((4, 3), (1, 2)):
+        sets.append(
+            {
+                "name": f"a draft on {drafts} ranks of {ranks}",
+                "config": config("llama-3-8b"),
+                "draft_config": config("llama-3.2-1b"),
+                "engine_args": {
+                    "tensor_parallel_size": ranks,
+                    "speculative_config": {**split, "draft_tensor_parallel_size": drafts},
+                },
+            }
+        )
     sets.append(
         {
             "name": "a draft of another vocabulary",

@@ -16,9 +16,10 @@ from pathlib import Path
 
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
-import simulated_sm89
+if os.environ.get("SIMULATED_SM89"):
+    import simulated_sm89
 
-simulated_sm89.install()
+    simulated_sm89.install()
 
 import torch
 from vllm.platforms import current_platform
@@ -44,6 +45,7 @@ def main() -> None:
     for case in json.loads(Path(sys.argv[1]).read_text()):
         kept = _Kept()
         logging.getLogger("vllm").addHandler(kept)
+        logging.getLogger("vllm").setLevel(logging.INFO)
         config = AttentionSelectorConfig(
             head_size=case["head_size"],
             dtype=torch.bfloat16,

@@ -33,13 +33,13 @@ def engine_python() -> list[str]:
     raise FileNotFoundError(message)
 
 
-def answers(sets: list[dict[str, Any]], **environment: str) -> dict[str, str | None]:
-    """For each set's name, why the engine refuses it; None where it accepts."""
+def _asked(script: str, sets: list[dict[str, Any]], environment: dict[str, str]) -> list[dict[str, Any]]:
+    """What a script answers under the engine's Python: JSON in its last line."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(sets, file)
         file.flush()
         done = subprocess.run(
-            [*engine_python(), str(HERE / "accept_arguments.py"), file.name],
+            [*engine_python(), str(HERE / script), file.name],
             capture_output=True,
             text=True,
             check=False,
@@ -48,4 +48,15 @@ def answers(sets: list[dict[str, Any]], **environment: str) -> dict[str, str | N
         )
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    return {answer["name"]: answer["error"] for answer in json.loads(done.stdout.splitlines()[-1])}
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def backends(cases: list[dict[str, Any]], **environment: str) -> dict[str, dict[str, Any]]:
+    """For each case's name, the backend that vLLM's selector takes and what its log says."""
+    return {answer["name"]: answer for answer in _asked("choose_attention.py", cases, environment)}
+
+
+def answers(sets: list[dict[str, Any]], **environment: str) -> dict[str, str | None]:
+    """For each set's name, why the engine refuses it; None where it accepts."""
+    return {answer["name"]: answer["error"] for answer in _asked("accept_arguments.py", sets, environment)}

@@ -1,7 +1,8 @@
 """Let vLLM 0.33.0's own code judge the argument sets as on a host with eight L40S: `make conformance`.
 
 The wheel is downloaded once, its Python files are kept in the cache; the engine's virtual environment gives the
-dependencies. Exits 0 when every planned set is accepted and every impossible one refused.
+dependencies. Exits 0 when every planned set is accepted, every impossible one refused, and attention
+taken by the planned backend.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import zipfile
 from pathlib import Path
 
 from argument_sets import impossible_sets, planned_sets
-from engine_python import CACHE, answers
+from attention_cases import attention_cases
+from engine_python import CACHE, answers, backends
+from fleet.engine_reports import attention_backends
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.33.0"
@@ -61,7 +64,19 @@ def main() -> int:
         f"vLLM {VERSION} on simulated sm89: {len(planned) - len(refused)} of {len(planned)} planned sets accepted, "
         f"{len(impossible) - len(accepted)} of {len(impossible)} impossible sets refused\n"
     )
-    return int(bool(refused or accepted))
+    cases = attention_cases()
+    taken = backends(cases, SIMULATED_SM89="1", PYTHONPATH=source())
+    others = [case for case in cases if taken[case["name"]]["backend"] != case["planned"]]
+    # A line that was said before is not said again.
+    read = {case["name"]: attention_backends(taken[case["name"]]["log"]) for case in cases}
+    unread = [case for case in cases if read[case["name"]] not in ((), (case["planned"],))]
+    unread += cases if len(set(read.values())) < 4 else []
+    for case in others:
+        sys.stdout.write(f"{case['name']}: planned {case['planned']}, taken {taken[case['name']]['backend']}\n")
+    for case in unread:
+        sys.stdout.write(f"{case['name']}: not read off its log: {taken[case['name']]['log']!r}\n")
+    sys.stdout.write(f"{len(cases) - len(others)} of {len(cases)} attention backends as planned\n")
+    return int(bool(refused or accepted or others or unread))
 
 
 if __name__ == "__main__":

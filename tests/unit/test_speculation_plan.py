@@ -15,21 +15,7 @@ from test_requests import entry, fault, parse
 
 L40S = gpu_by_name("L40S", where="test")
 # The configuration of an EAGLE3 head for Llama-3.1-8B, as published heads have it.
-HEAD = {
-    "architectures": ["LlamaForCausalLMEagle3"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 1,
-    "vocab_size": 128256,
-    "draft_vocab_size": 32000,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "torch_dtype": "float16",
-    "tie_word_embeddings": False,
-}
+HEAD = json.loads((CONFIGS.parent / "draft_configs" / "eagle3-llama-3-8b.json").read_text())
 # Its tensors: 425 million numbers beside the tables that say which tokens it drafts.
 HEAD_PARAMETERS = (
     3 * 4096 * 4096 + 2 * 4096 * (4096 + 2 * 1024) + 4096 * 4096 + 3 * 4096 * 14336 + 4096 * 32000 + 4 * 4096
