@@ -25,7 +25,8 @@ def fleet_routes(plan: Mapping[str, Any], addresses: Mapping[str, str]) -> list[
         One entry a model and engine, by name: ``model``, ``engine``, ``aliases``, ``task`` and ``servers`` (``id``,
         ``host``, ``address``, ``port``, and ``weight`` where instances differ in what they carry). A model that is
         wanted but has no instance has no servers. An alias is listed when every instance of the model answers to it;
-        where two models claim one, the wanted one has it.
+        where two models claim one, the wanted one has it. An ensemble on Triton has an entry of its own, with
+        ``ensemble`` saying what it takes: ``chat``.
     """
     # Imported here, since every Ansible worker loads this file in every task.
     from fleet.gateway_weights import weights_of_instances  # noqa: PLC0415
@@ -53,6 +54,11 @@ def fleet_routes(plan: Mapping[str, Any], addresses: Mapping[str, str]) -> list[
                 "servers": [_server(instance, addresses, weights) for instance in instances],
             }
         )
+        wrapped = [one for one in instances if one.get("ensemble")]
+        if engine == "triton" and wrapped:
+            servers = [_server(one, addresses, weights) for one in wrapped]
+            ensemble = {"model": wrapped[0]["ensemble"], "engine": engine, "aliases": [], "ensemble": "chat"}
+            routes.append({**ensemble, "task": "generate", "servers": servers})
     return sorted(routes, key=lambda route: (route["model"], route["engine"]))
 
 

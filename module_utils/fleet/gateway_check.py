@@ -72,7 +72,7 @@ def check_gateway(
 
 def _work(client: Request, name: str, route: Mapping[str, Any]) -> Work:
     if _on_triton(route):
-        return work_on_triton(client, name)
+        return work_on_triton(client, name, chat=route.get("ensemble") == "chat")
     return work(client, name, route.get("task", "generate"))
 
 

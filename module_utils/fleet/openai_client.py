@@ -125,16 +125,20 @@ def work(request: Request, model: str, task: str, *, sampled: bool = False) -> W
     return Work(answer.status, problem, seconds)
 
 
-def work_on_triton(request: Request, model: str) -> Work:
+def work_on_triton(request: Request, model: str, *, chat: bool = False) -> Work:
     """Have a model on Triton generate a few tokens.
 
     Args:
         request: the server.
-        model: one of the model's names.
+        model: one of the model's names, or that of an ensemble.
+        chat: an ensemble that takes chat messages.
     """
     began = time.monotonic()
-    sampling = json.dumps({"max_tokens": _MAX_TOKENS, "temperature": 0})
-    answer = request("POST", f"/v2/models/{model}/generate", {"text_input": "Hello", "sampling_parameters": sampling})
+    body: dict[str, Any] = {"text_input": "Hello"}
+    if chat:
+        body = {"messages": json.dumps([{"role": "user", "content": "Hello"}]), "stream": False}
+    body["sampling_parameters"] = json.dumps({"max_tokens": _MAX_TOKENS, "temperature": 0, "ignore_eos": True})
+    answer = request("POST", f"/v2/models/{model}/generate", body)
     seconds = time.monotonic() - began
     problem = answer.problem
     if answer.status == HTTPStatus.OK:

@@ -71,6 +71,7 @@ class Instance:
         provisional: planned from a PCI scan, before a driver confirmed the GPUs.
         sharing: None when its GPUs are its own.
         further_checkpoints: those that it serves beside ``checkpoint``: a draft model, adapters.
+        ensemble: name of the ensemble on Triton that wraps it; empty without one.
     """
 
     id: str
@@ -89,6 +90,7 @@ class Instance:
     provisional: bool = False
     sharing: Sharing | None = None
     further_checkpoints: tuple[CheckpointReference, ...] = ()
+    ensemble: str = ""
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -199,6 +201,8 @@ def instance_document(instance: Instance) -> dict[str, Any]:
         del document["sharing"]
     if not instance.further_checkpoints:
         del document["further_checkpoints"]
+    if not instance.ensemble:
+        del document["ensemble"]
     return _lists(document)  # type: ignore[no-any-return]
 
 
@@ -272,6 +276,7 @@ class _Instance(MachineDocument):
     checkpoint: _Checkpoint | None = None
     provisional: bool = False
     sharing: _Sharing | None = None
+    ensemble: str = ""
     further_checkpoints: Annotated[tuple[_Checkpoint, ...], BeforeValidator(list_as_tuple)] = ()
 
 
@@ -414,6 +419,7 @@ def _instance(parsed: _Instance) -> Instance:
         checkpoint=CheckpointReference(**checkpoint.model_dump()) if checkpoint else None,
         provisional=parsed.provisional,
         sharing=Sharing(**parsed.sharing.model_dump()) if parsed.sharing else None,
+        ensemble=parsed.ensemble,
         further_checkpoints=tuple(CheckpointReference(**one.model_dump()) for one in parsed.further_checkpoints),
     )
 

@@ -12,6 +12,7 @@ from .engine_arguments import instance_engine_args
 from .plan_document import Instance, Shard, Sharing, id_order
 from .sources import DRAFT, Source
 from .speculation_choice import Drafting
+from .triton_ensemble import ensemble_names
 from .triton_ports import ServerPorts, is_alone
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def _instance(
         checkpoint=model.checkpoint,
         provisional=any(view.hosts[host].provisional for host in placed.hosts),
         sharing=Sharing(placed.shape.ways, placed.seat) if placed.shape.ways > 1 else None,
+        ensemble=ensemble_names(request.name)[0] if request.triton.chat_ensemble else "",
         further_checkpoints=tuple(
             one.checkpoint
             for one in model.further

@@ -25,6 +25,7 @@ from .errors import FleetError
 from .request_quantize import Quantize  # noqa: TC001 - pydantic reads it
 from .request_speculative import Speculative, speculative_mapping
 from .sources import ADAPTER_CONFIG_NAME, DRAFT, FurtherSource, Source
+from .triton_ensemble import ensemble_names
 from .triton_releases import ASYNC_ENGINE_ARGUMENTS
 
 if TYPE_CHECKING:
@@ -157,6 +158,15 @@ class Lora(Document):
     )
 
 
+class Triton(Document):
+    """What a model on Triton has beside itself."""
+
+    chat_ensemble: bool = Field(
+        default=False,
+        description="An ensemble NAME-chat that takes chat messages and applies the checkpoint's chat template.",
+    )
+
+
 class ModelRequest(Document):
     """One entry of ``models`` in models.yml."""
 
@@ -190,6 +200,7 @@ class ModelRequest(Document):
     replicas: Replicas = Field(default_factory=Replicas, description="Bounds of the number of instances.")
     availability: Availability = Field(default_factory=Availability, description="What may fail.")
     engine: Literal["vllm", "triton"] = Field(default="vllm", description="The server that runs the model.")
+    triton: Triton = Field(default_factory=Triton, description="Options of engine: triton.")
     priority: int = Field(default=0, description="With no room for all, the higher number is placed first.")
     speculative: Annotated[Speculative | None, BeforeValidator(speculative_mapping)] = Field(
         default=None, description="none (the default), auto (method: auto), or how tokens are drafted."
@@ -327,6 +338,10 @@ def _name_faults(models: tuple[ModelRequest, ...]) -> list[tuple[str, str]]:
         taken.setdefault(model.name, path_of("models", index))
     for index, model in enumerate(models):
         names = [(path_of("models", index, "aliases", i), alias) for i, alias in enumerate(model.aliases)]
+        if model.triton.chat_ensemble:
+            names += [
+                (path_of("models", index, "triton", "chat_ensemble"), name) for name in ensemble_names(model.name)
+            ]
         if model.lora:
             names += [
                 (path_of("models", index, "lora", "adapters", i, "name"), adapter.name)
@@ -343,6 +358,8 @@ def _model_faults(path: str, model: ModelRequest) -> list[tuple[str, str]]:
     faults = [(f"{path}.{name}", problem) for name, problem in _consistency_faults(model)]
     own = {name: getattr(model, name) for name in TWINS.values() if name in model.model_fields_set}
     faults += [(f"{path}.engine_args.{name}", problem) for name, problem in argument_faults(model.engine_args, own)]
+    if model.engine != "triton" and model.triton.chat_ensemble:
+        faults.append((f"{path}.triton.chat_ensemble", "is for engine: triton"))
     if model.engine == "triton":
         faults += [(f"{path}.{name}", problem) for name, problem in _triton_faults(model)]
     try:

@@ -56,7 +56,7 @@ class Server:
     Attributes:
         port: of its HTTP; gRPC and metrics have the next two.
         unit: text of its unit file.
-        models: what it is to have loaded, by name.
+        models: what it is to have loaded, by name; an ensemble comes after its models.
     """
 
     port: int
@@ -180,7 +180,7 @@ def decide(
             if name not in server.models
             and (prune or action != "none" or not model.gpus or model.gpus & (wanted | needed_gpus))
         ]
-        coming = [_model_step(model, now, action) for _, model in sorted(server.models.items())]
+        coming = [_model_step(model, now, action) for model in server.models.values()]
         steps.append(ServerStep(port, action, reason, (*leaving, *coming)))
     return tuple(steps)
 

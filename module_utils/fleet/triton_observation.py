@@ -40,11 +40,11 @@ def observe_triton(
     used = gpus_by_instance(document["gpus"])
     known_gpus = not document.get("provisional", False)
     processes = {one["id"]: one.get("main_pid") for one in document["instances"]}
-    records = {model.record["id"]: model.record for one in desired.values() for model in one.models.values()}
+    records = {m.record["id"]: m.record for one in desired.values() for m in one.models.values() if m.record}
     rows = []
     for port, server in desired.items():
         now = found.get(port, Found())
-        for model in server.models.values():
+        for model in (one for one in server.models.values() if one.record):
             name = str(model.record["id"])
             # What Triton does not tell is not asked of it.
             planned = replace(planned_instance(model.record, inventory_name, records), kv_cache_tokens=None)
@@ -56,7 +56,8 @@ def observe_triton(
     for port, now in found.items():
         for model in now.models.values():
             name = str(model.record.get("id", f"{unit_of(port)}:{model.name}"))
-            if name not in records:
+            part = port in desired and model.name in desired[port].models
+            if name not in records and not part:
                 seen = Seen(True, now.state.active_state == "active", now.state.enabled, now.state.active_state)
                 rows.append(unplanned(name, model.name, seen))
     return rows

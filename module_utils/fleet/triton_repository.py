@@ -11,6 +11,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from .errors import FleetError
+from .triton_ensemble import ensemble_files
+from .triton_models import digest_of
 from .triton_ports import is_alone
 from .triton_releases import ASYNC_ENGINE_ARGUMENTS
 
@@ -67,6 +69,7 @@ def triton_servers(
     this_host: str,
     gpu_order: Sequence[str],
     accelerator: str,
+    chat_program: str = "",
 ) -> list[dict[str, Any]]:
     """The servers of a host, by port, each with its models.
 
@@ -75,10 +78,11 @@ def triton_servers(
         this_host: its inventory name.
         gpu_order: UUIDs of its GPUs in the order of their PCI bus ids, which is CUDA's within a server.
         accelerator: ``cuda``, or ``cpu`` where Triton has no device to assign.
+        chat_program: model.py of the step that ensembles have beside their model.
 
     Returns:
         Of each server ``port``, ``gpus`` (UUIDs in the server's order), ``env``, and ``models``, each with ``name``,
-        ``files`` and ``record``, the instance.
+        ``files`` and ``record``, the instance; it is empty for the parts of an ensemble, which come after their model.
     """
     by_port: dict[int, list[Mapping[str, Any]]] = {}
     for one in instances:
@@ -97,6 +101,9 @@ def triton_servers(
             single = accelerator == "cuda" and len(own) == 1
             files = model_files(one, gpus.index(own[0]) if single else None)
             models.append({"name": one["model"], "files": files, "record": dict(one)})
+            if one.get("ensemble"):
+                parts = ensemble_files(one, chat_program, digest_of(files[CONFIG]))
+                models += [{"name": name, "files": with_digest(text), "record": {}} for name, text in parts.items()]
         servers.append({"port": port, "gpus": gpus, "env": env, "models": models})
     return servers
 

@@ -38,7 +38,7 @@ def test_routes_by_model():
 
 
 def test_a_refused_model_has_no_servers():
-    (route,) = routes(facts("a"), [model("m", lora={"adapters": [{"name": "ad", "source": "org/ad"}]})])
+    (route,) = routes(facts("a"), [model("m", tensor_parallel=8)])
     assert route == {"model": "m", "engine": "vllm", "aliases": [], "task": "generate", "servers": []}
 
 

@@ -105,7 +105,7 @@ def test_check_mode_says_what_would_change_and_writes_nothing(run, tmp_path):
 
 
 def test_failures_are_clear_lines_and_write_nothing(run, tmp_path):
-    too_many = [model("m", replicas={"min": 99}), model("n", lora={"adapters": [{"name": "ad", "source": "org/ad"}]})]
+    too_many = [model("m", replicas={"min": 99}), model("n", tensor_parallel=8)]
     typo = case(tmp_path, [model("m")], policies={"a": {"fleet_exclude_gpu": [0]}})
     mistakes = case(tmp_path, [model("m", task="chat")], validate_only=True)
     partial, refused, typo, mistakes, valid = run(

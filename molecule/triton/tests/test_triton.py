@@ -114,6 +114,21 @@ def test_grpc_streams() -> None:
     assert said == json.loads(generate("second")[1])["text_output"]
 
 
+def test_the_ensemble_takes_chat_messages() -> None:
+    body = {"messages": json.dumps([{"role": "user", "content": "Hello"}]), "sampling_parameters": SAMPLING}
+    status, text = ask("POST", "/v2/models/first-chat/generate", {**body, "stream": False})
+    assert status == 200, text
+    answer = json.loads(text)["text_output"]
+    # What the model makes of the prompt that its template gives, and not the prompt.
+    prompt = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>"
+    prompt += "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    asked = {"text_input": prompt, "sampling_parameters": SAMPLING, "exclude_input_in_output": True}
+    assert answer == json.loads(ask("POST", "/v2/models/first/generate", asked)[1])["text_output"]
+    status, text = ask("POST", "/v2/models/first-chat/generate_stream", {**body, "stream": True})
+    events = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+    assert "".join(event["text_output"] for event in events) == answer
+
+
 def test_the_gateway_keeps_what_is_not_for_clients() -> None:
     assert ask("GET", "/v2/models/first/ready")[0] == 200
     assert generate("first", key=None)[0] == 401
