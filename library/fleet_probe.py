@@ -256,16 +256,21 @@ host:
 """
 
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fleet.probe import ProbeOptions, probe_host
 from ansible.module_utils.fleet.probe_host import Paths
 
-try:
-    from ansible.module_utils import pynvml
-except ImportError:
-    # scripts/setup did not run: the core reports it as NVML not answering, and the PCI bus is read all the same.
-    pynvml = None
+
+def load_nvml() -> Any:
+    """Import pynvml, in the process that needs it."""
+    try:
+        from ansible.module_utils import pynvml  # noqa: PLC0415 (it takes as long as all the rest of the imports)
+    except ImportError:
+        # scripts/setup did not run: the core reports it as NVML not answering, and the PCI bus is read all the same.
+        return None
+    return pynvml
 
 
 def main() -> None:
@@ -306,7 +311,7 @@ def main() -> None:
         gpus_expected=given["expect_gpus"],
     )
     try:
-        host = probe_host(pynvml, options)
+        host = probe_host(load_nvml, options)
     except OSError as error:
         module.fail_json(msg=f"{error.filename or 'probe'}: {error.strerror or error}")
     module.exit_json(changed=False, host=host)

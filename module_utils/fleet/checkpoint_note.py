@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NOTE = ".fleet-checkpoint.json"
+BLOBS = ".blobs"
+INCOMING = ".incoming"
+STAGING = ".staging-"
 SCHEMA = 2
 PIECE_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20

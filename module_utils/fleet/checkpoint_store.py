@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .checkpoint_note import (
+    BLOBS,
+    INCOMING,
     NOTE,
+    STAGING,
     Sums,
     entry_of,
     read_note,
@@ -48,9 +51,6 @@ __all__ = [
     "WantedFile",
     "parse_wanted",
 ]
-BLOBS = ".blobs"
-INCOMING = ".incoming"
-STAGING = ".staging-"
 # Left free for the rest of the system.
 _RESERVE_BYTES = 1 << 30
 # What a run reads of checkpoints that nobody wrote to: a fraction of a second, and each part's turn comes by chance.

@@ -33,7 +33,7 @@ from .probe_instances import (
 )
 from .probe_kernel_log import read_kernel_log
 from .probe_links import apply_link_test, link_test_part, links_from_pci, read_links, tested_gpus, topology_key
-from .probe_nvml import GpuReading, read_nvml
+from .probe_nvml import GpuReading, start_reading
 from .probe_pci import ABSENT, PciGpu, scan_gpus
 from .probe_quantized import read_quantized
 from .probe_verdict import health
@@ -72,17 +72,20 @@ class ProbeOptions:
     disk_paths: tuple[Path, ...] = _DISK_PATHS
 
 
-def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], str] = run_command) -> dict[str, Any]:
+def probe_host(
+    load_nvml: Callable[[], Any], options: ProbeOptions, run: Callable[[Sequence[str]], str] = run_command
+) -> dict[str, Any]:
     """Return the host document.
 
     Args:
-        nvml: the module pynvml; None when it could not be imported, which is reported as NVML not answering.
+        load_nvml: imports pynvml; returns None when it cannot, which is reported as NVML not answering.
         options: where and what to probe.
         run: starts a program and returns its output; see ``run_command``.
     """
     paths = options.paths
     unseen: list[str] = []
-    reading = read_nvml(nvml, options.nvml_library, options.nvml_timeout_s)
+    # NVML is read by another process; what does not depend on it is read beside it.
+    pending = start_reading(load_nvml, options.nvml_library)
     pci = scan_gpus(paths.sysfs)
     log = read_kernel_log(paths.kernel_log)
     if log.unseen:
@@ -92,6 +95,18 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
 
     records = read_all_records(paths.instances, paths.triton, unseen)
     quarantine, quarantine_error = _read_quarantine(paths.quarantine, unseen)
+    partial = read_partial_checkpoints(paths.models, records, unseen)
+    memory_total_bytes, memory_available_bytes = read_memory(paths.procfs)
+    shm_bytes = read_shm_bytes(paths.root)
+    disk = [read_disk(path) for path in options.disk_paths]
+    applied, applied_error = read_applied(paths.applied, unseen)
+    kernel = read_kernel(paths)
+    driver = read_driver_parts(paths.root, kernel.release)
+    ports = sorted({record["port"] for record in records if record.get("engine") == "triton"})
+    own = [record["id"] for record in records if record.get("engine") != "triton"]
+    units = read_units(own, unseen, run, ports)
+    reading = pending.wait(options.nvml_timeout_s)
+
     views, processes = _gpu_views(reading, pci, log, quarantine, paths, records=records)
     uuids = _uuids(views, quarantine)
     links = read_links(uuids, reading.pairs) if reading.failure is None else links_from_pci(uuids, pci)
@@ -100,9 +115,6 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
     tested = tested_gpus(link_test)
     views = [replace(view, tested=tested.get(uuid)) for view, uuid in zip(views, uuids, strict=True)]
 
-    ports = sorted({record["port"] for record in records if record.get("engine") == "triton"})
-    own = [record["id"] for record in records if record.get("engine") != "triton"]
-    units = read_units(own, unseen, run, ports)
     servers = {f"triton-{port}.service": units.pop(f"triton-{port}.service", None) for port in ports}
     instances = [
         _with_unit(
@@ -110,14 +122,8 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
         )
         for record in records
     ]
-    partial = read_partial_checkpoints(paths.models, records, unseen)
     orphans = {identifier: unit for identifier, unit in units.items() if unit.state not in _AT_REST}
 
-    memory_total_bytes, memory_available_bytes = read_memory(paths.procfs)
-    shm_bytes = read_shm_bytes(paths.root)
-    disk = [read_disk(path) for path in options.disk_paths]
-    applied, applied_error = read_applied(paths.applied, unseen)
-    kernel = read_kernel(paths)
     host = HostView(
         nvml=reading,
         pci=pci,
@@ -130,7 +136,7 @@ def probe_host(nvml: Any, options: ProbeOptions, run: Callable[[Sequence[str]], 
         instances=instances,
         orphans=orphans,
         applied_error=applied_error,
-        driver=read_driver_parts(paths.root, kernel.release),
+        driver=driver,
         partial_checkpoints=partial,
         quarantine_error=quarantine_error,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint_store import INCOMING, NOTE, STAGING
+from .checkpoint_note import INCOMING, NOTE, STAGING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

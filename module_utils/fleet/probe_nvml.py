@@ -103,6 +103,49 @@ class NvmlReading:
     pairs: tuple[PairReading, ...] = ()
 
 
+@dataclass(frozen=True)
+class PendingReading:
+    """NVML while it is read by a child process, so that the caller can look at other things meanwhile."""
+
+    child: int
+    read_end: int
+    started_s: float
+
+    def wait(self, timeout_s: float) -> NvmlReading:
+        """Return what NVML says; ``timeout_s`` after its start it is given up and reported as a failure."""
+        try:
+            text = _read_all(self.read_end, self.started_s + timeout_s)
+        finally:
+            os.close(self.read_end)
+        if text is None:
+            os.kill(self.child, signal.SIGKILL)
+            # A process that waits in the kernel cannot be killed, so it is not waited for either.
+            os.waitpid(self.child, os.WNOHANG)
+            return NvmlReading(failure=f"NVML did not answer within {timeout_s:g} s")
+        _, status = os.waitpid(self.child, 0)
+        if not text:
+            return NvmlReading(failure=f"reading NVML ended with {_ending(status)}")
+        return _from_json(json.loads(text))
+
+
+def start_reading(load: Callable[[], Any], library: str | None) -> PendingReading:
+    """Begin to read NVML.
+
+    Args:
+        load: imports the module pynvml and returns it, or None where it is missing. The child calls it: it takes as
+            long as all else that is done there.
+        library: path of the NVML library; None for the one the loader finds.
+    """
+    read_end, write_end = os.pipe()
+    started_s = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        _answer(write_end, load, library)
+    os.close(write_end)
+    return PendingReading(child, read_end, started_s)
+
+
 def read_nvml(nvml: Any, library: str | None, timeout_s: float) -> NvmlReading:
     """Read NVML within a time limit.
 
@@ -111,34 +154,18 @@ def read_nvml(nvml: Any, library: str | None, timeout_s: float) -> NvmlReading:
         library: path of the NVML library; None for the one the loader finds.
         timeout_s: seconds after which the reading is given up and reported as a failure.
     """
-    if nvml is None:
-        return NvmlReading(failure="pynvml.py is not beside the module: run scripts/setup on the controller")
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read_end)
-        _answer(write_end, nvml, library)
-    os.close(write_end)
-    try:
-        text = _read_all(read_end, timeout_s)
-    finally:
-        os.close(read_end)
-    if text is None:
-        os.kill(child, signal.SIGKILL)
-        # A process that waits in the kernel cannot be killed, so it is not waited for either.
-        os.waitpid(child, os.WNOHANG)
-        return NvmlReading(failure=f"NVML did not answer within {timeout_s:g} s")
-    _, status = os.waitpid(child, 0)
-    if not text:
-        return NvmlReading(failure=f"reading NVML ended with {_ending(status)}")
-    return _from_json(json.loads(text))
+    return start_reading(lambda: nvml, library).wait(timeout_s)
 
 
-def _answer(write_end: int, nvml: Any, library: str | None) -> None:
+def _answer(write_end: int, load: Callable[[], Any], library: str | None) -> None:
     """Read NVML and write the reading, in the child process; never returns."""
     try:
         try:
-            reading = _read(nvml, library)
+            nvml = load()
+            if nvml is None:
+                reading = NvmlReading(failure="pynvml.py is not beside the module: run scripts/setup on the controller")
+            else:
+                reading = _read(nvml, library)
         except Exception as error:  # the parent must hear of any failure
             reading = NvmlReading(failure=f"reading NVML failed: {type(error).__name__}: {error}")
         with os.fdopen(write_end, "w", encoding="utf-8") as pipe:
@@ -147,9 +174,8 @@ def _answer(write_end: int, nvml: Any, library: str | None) -> None:
         os._exit(0)
 
 
-def _read_all(descriptor: int, timeout_s: float) -> bytes | None:
+def _read_all(descriptor: int, deadline: float) -> bytes | None:
     """Return all that is written to the descriptor until it is closed, or None when that takes too long."""
-    deadline = time.monotonic() + timeout_s
     received = b""
     while True:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))

@@ -33,7 +33,7 @@ HANG_TIMEOUT_S = 30.0
 def probed(payload: str | None, out: Path) -> dict[str, Any]:
     """The host document, from the module as Ansible ships it, or from its core."""
     if payload is None:
-        return probe_host(pynvml, ProbeOptions(paths=Paths(link_test=out / "link_test.json")))
+        return probe_host(lambda: pynvml, ProbeOptions(paths=Paths(link_test=out / "link_test.json")))
     done = subprocess.run(
         [sys.executable, payload], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
     )
@@ -80,7 +80,7 @@ def main() -> int:
         "gpu_memory_left_mib": used_mib() - before_mib,
         "second_probe": {
             gpu["uuid"]: [check for check in gpu["health"]["checks"] if check["name"] in ("write_and_verify", "xid")]
-            for gpu in probe_host(pynvml, ProbeOptions(paths=Paths(link_test=out / "link_test.json")))["gpus"]
+            for gpu in probe_host(lambda: pynvml, ProbeOptions(paths=Paths(link_test=out / "link_test.json")))["gpus"]
         },
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -144,7 +144,7 @@ class Node:
             gpus_expected=self.gpus_expected,
             disk_paths=(self.directory / "var/lib/l40s-fleet",),
         )
-        return probe_host(pynvml, options, run=lambda command: self.units)
+        return probe_host(lambda: pynvml, options, run=lambda command: self.units)
 
 
 def check(health: dict[str, Any], name: str) -> dict[str, str]:

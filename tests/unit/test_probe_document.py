@@ -137,7 +137,7 @@ def test_without_a_driver_the_gpus_come_from_the_pci_bus(node: Node, missing: st
 
 
 def test_without_pynvml_the_document_says_what_to_do() -> None:
-    document = probe_host(None, ProbeOptions(), run=lambda command: "")
+    document = probe_host(lambda: None, ProbeOptions(), run=lambda command: "")
     assert "scripts/setup" in document["provisional_because"]
 
 
@@ -283,7 +283,7 @@ paths = Paths(sysfs=base / "sys", procfs=base / "proc", root=base / "root", inst
 options = ProbeOptions(paths=paths, nvml_library=str(base / "libnvidia-ml.so.1"), disk_paths=())
 os.setgid(65534)
 os.setuid(65534)
-print(json.dumps(probe_host(pynvml, options, run=lambda command: "")))
+print(json.dumps(probe_host(lambda: pynvml, options, run=lambda command: "")))
 """
 
 
