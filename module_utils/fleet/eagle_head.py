@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from .model_facts import ModelFacts
 
-# Hidden states of three layers of the model go in (llama_eagle3.py, num_aux_hidden_states).
+# Hidden states of so many layers of the model go in where the configuration does not name them (llama_eagle3.py).
 _AUXILIARY_STATES = 3
+_LAYER_IDS = "eagle_aux_hidden_state_layer_ids"
 
 
 def eagle3_facts(config: Mapping[str, object], tensors: Collection[str] | None, *, where: str) -> ModelFacts:
@@ -43,7 +44,7 @@ def eagle3_facts(config: Mapping[str, object], tensors: Collection[str] | None, 
     first = facts.layer_kinds[facts.layer_pattern[0]]
     modules = (
         *(replace(one, input_size=2 * hidden) if one.sharding == "qkv" else one for one in first.modules),
-        _plain("fc", _AUXILIARY_STATES * target_hidden_size(config), hidden, "replicated"),
+        _plain("fc", _states(config) * target_hidden_size(config), hidden, "replicated"),
         _plain("lm_head", hidden, reader.integer("draft_vocab_size", facts.vocab_size), "column"),
     )
     own = replace(first, modules=modules, norm_parameters=first.norm_parameters + hidden)
@@ -70,6 +71,13 @@ def target_hidden_size(config: Mapping[str, object]) -> int:
     """Width of the hidden states that a head was trained on."""
     reader = ConfigReader(config, "config.json")
     return reader.integer("target_hidden_size", reader.integer("hidden_size"))
+
+
+def _states(config: Mapping[str, object]) -> int:
+    nested = config.get("eagle_config")
+    found = config.get(_LAYER_IDS) or (nested.get(_LAYER_IDS) if isinstance(nested, dict) else None)
+    named = len(found) if isinstance(found, list) and found else _AUXILIARY_STATES
+    return ConfigReader(config, "config.json").integer("num_aux_hidden_states", named)
 
 
 def _plain(name: str, inputs: int, outputs: int, sharding: str) -> LinearModule:
