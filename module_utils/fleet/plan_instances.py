@@ -178,7 +178,8 @@ def _instance(
         ),
         engine_args=instance_engine_args(request, found.options, path),
         env={
-            **ENGINE_ENVIRONMENT,
+            # Models on Triton share a server, whose environment is its own.
+            **(ENGINE_ENVIRONMENT if request.engine == "vllm" else {}),
             **request.env,
             **({"CUDA_VISIBLE_DEVICES": ",".join(placed.gpus)} if not placed.further else {}),
         },

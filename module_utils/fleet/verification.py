@@ -163,7 +163,10 @@ def planned_instance(
         },
         port=record["port"],
         shares_with=_sharers(record, beside or {}),
-        speculation=str((arguments.get("speculative_config") or {}).get("method", "")),
+        # Triton's metrics do not have the counters.
+        speculation=str((arguments.get("speculative_config") or {}).get("method", ""))
+        if record.get("engine", "vllm") == "vllm"
+        else "",
         attention_backends=backends,
     )
 

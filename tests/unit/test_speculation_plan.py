@@ -210,6 +210,10 @@ class TestAttention:
         assert (asked.engine_args["attention_backend"], backend) == ("FLASHINFER", "FLASHINFER")
         assert said.endswith("; its kernels are compiled at the first start unless they are installed.")
 
+    def test_models_on_triton_have_no_environment_of_their_own_so_that_they_share_a_server(self):
+        one = only(plan(facts("a"), [model("m", engine="triton")]))
+        assert set(one.env) <= {"CUDA_VISIBLE_DEVICES"}
+
     def test_mla_and_sinks_and_images(self):
         assert self.backend("deepseek-v2-lite")[1] == "TRITON_MLA"
         _, backend, said = self.backend("gpt-oss-20b")
