@@ -51,6 +51,11 @@ options:
         description: The instance as the plan has it. Its C(shards) and C(port) say what the instance holds.
         type: dict
         default: {}
+      held:
+        description:
+          - That it runs on a host as well that was not reached. What is there of it stays, and nobody waits for it.
+        type: bool
+        default: false
   only:
     description:
       - With O(state=present), what is to be done to other instances than these is left for another call. Their
@@ -216,6 +221,7 @@ def main() -> None:
                     "config_yaml": {"type": "str", "default": ""},
                     "environment": {"type": "str", "default": ""},
                     "record": {"type": "dict", "default": {}},
+                    "held": {"type": "bool", "default": False},
                 },
             },
             "only": {"type": "list", "elements": "str"},

@@ -43,6 +43,10 @@ options:
         description: The instance as the plan has it.
         type: dict
         required: true
+      held:
+        description: As M(fleet_instances) has it; makes no difference to what is compared.
+        type: bool
+        default: false
   triton_servers:
     description: The Triton servers that the plan has here, as M(fleet_triton_models) takes them.
     type: list
@@ -154,6 +158,7 @@ def main() -> None:
                     "config_yaml": {"type": "str", "required": True},
                     "environment": {"type": "str", "required": True},
                     "record": {"type": "dict", "required": True},
+                    "held": {"type": "bool", "default": False},
                 },
             },
             "triton_servers": {

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from .errors import FleetError
+from .ranks import rank_arguments, rank_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 # The switches of vLLM 0.32 and 0.33 that have no negative form; false is what they are when they are left out.
 _WITHOUT_NEGATIVE = frozenset(
@@ -76,6 +77,8 @@ def engine_files(
     listen: str,
     shutdown_timeout_s: int,
     environment: Mapping[str, Any],
+    addresses: Mapping[str, str] | None = None,
+    frozen: Collection[str] = (),
 ) -> dict[str, Any]:
     """The item of ``fleet_instances`` for an instance of the plan, on one of its hosts.
 
@@ -86,17 +89,23 @@ def engine_files(
         listen: address that engines listen on.
         shutdown_timeout_s: seconds that an engine gives to requests in flight when it is stopped.
         environment: variables of all engines of this host; the instance's own win.
+        addresses: of the hosts by inventory name, at which they reach one another.
+        frozen: hosts that were not reached; an instance that runs there too is held as it is.
     """
+    known = addresses or {}
+    arguments = {**instance["engine_args"], **rank_arguments(instance, this_host, known)}
     gpus = [gpu for shard in instance["shards"] if shard["host"] == this_host for gpu in shard["gpus"]]
     variables = {
         **environment,
         **instance.get("env", {}),
+        **rank_environment(instance, this_host, known, engine_directory),
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "FLEET_ENGINE_DIRECTORY": engine_directory,
     }
     return {
         "id": instance["id"],
-        "config_yaml": render_config(instance["engine_args"], listen, instance["port"], shutdown_timeout_s),
+        "config_yaml": render_config(arguments, listen, instance["port"], shutdown_timeout_s),
         "environment": render_environment(variables),
         "record": dict(instance),
+        "held": any(shard["host"] in frozen for shard in instance["shards"]),
     }

@@ -204,11 +204,13 @@ class InstanceHost:
     ) -> dict[str, str]:
         """Waits until every instance answers its health check, and those that were started a request.
 
+        Instances that run on hosts out of reach as well are not waited for.
+
         Returns:
             Why not, by instance id, for those that do not: the engine's own last error where it said one.
         """
         touched = {step.id for step in steps if step.action in ("start", "restart")}
-        pending = {instance.id: listen_address(instance.files[CONFIG]) for instance in desired}
+        pending = {instance.id: listen_address(instance.files[CONFIG]) for instance in desired if not instance.held}
         files = {instance.id: instance.files for instance in desired}
         turns = {instance.id: 1 + len(instance.starts_after) for instance in desired}
         failures: dict[str, str] = {}

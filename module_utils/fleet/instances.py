@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import FleetError
+from .ranks import ports_of
 from .systemd import UnitState
 
 if TYPE_CHECKING:
@@ -56,12 +57,14 @@ class Desired:
         resources: GPU UUIDs and the port; no two instances of a host hold the same port, and none the same GPU unless
             they share it.
         starts_after: instances on its GPU that start before it.
+        held: it runs on a host as well that was not reached, so that what is there of it stays as it is.
     """
 
     id: str
     files: Mapping[str, str]
     resources: frozenset[str]
     starts_after: tuple[str, ...] = ()
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,10 @@ class Step:
 
 
 def resources_of(record: Mapping[str, Any]) -> frozenset[str]:
-    """GPU UUIDs and port of an instance record of the plan."""
+    """GPU UUIDs and ports of an instance record of the plan."""
     gpus = {str(gpu) for shard in record.get("shards") or () for gpu in shard.get("gpus") or ()}
-    port = record.get("port")
-    return frozenset(gpus | ({f"port {port}"} if port else set()))
+    ports = [port for port in (record.get("port"), *ports_of(record.get("engine_args") or {})) if port]
+    return frozenset(gpus | {f"port {port}" for port in ports})
 
 
 def parse_desired(instances: Sequence[Mapping[str, Any]]) -> tuple[Desired, ...]:
@@ -156,7 +159,7 @@ def parse_desired(instances: Sequence[Mapping[str, Any]]) -> tuple[Desired, ...]
                 where = f"instances[{number}].record.port"
                 raise FleetError(where, f"{instance_id} and {ports[port]} both have {port}")
             ports[port] = instance_id
-        desired[instance_id] = Desired(instance_id, files, resources, starts_after)
+        desired[instance_id] = Desired(instance_id, files, resources, starts_after, bool(item.get("held")))
     return tuple(desired.values())
 
 
@@ -192,6 +195,9 @@ def decide(
             steps.append(Step(instance_id, "remove", (f"holds {', '.join(sorted(needed))}, which another needs",)))
     for instance in desired:
         actual = observed.get(instance.id, Observed())
+        if instance.held and actual.files:
+            steps.append(Step(instance.id, "none"))
+            continue
         writes = {name: text for name, text in instance.files.items() if actual.files.get(name) != text}
         reasons = [f"{name} changed" if name in actual.files else f"{name} is new" for name in writes]
         for name in sorted(set(actual.files) - set(instance.files)):

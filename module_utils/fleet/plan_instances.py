@@ -10,6 +10,7 @@ from .attention_words import ENGINE_ENVIRONMENT, why_this_backend
 from .configurations import Configuration, gives_up_precision, path_on_hosts
 from .engine_arguments import instance_engine_args
 from .plan_document import Instance, Shard, Sharing, id_order
+from .ranks import free_master_port, ports_of, shared_arguments
 from .sources import DRAFT, Source
 from .speculation_choice import Drafting
 from .triton_ensemble import ensemble_names
@@ -69,7 +70,7 @@ def plan_instances(
         if one.engine == "triton":
             servers.keep(one)
         for host in one.hosts:
-            ports.setdefault(host, set()).add(one.port)
+            ports.setdefault(host, set()).update((one.port, *ports_of(one.engine_args)))
     result = list(untouchable)
     memories: dict[int, dict[str, Any]] = {}
     drafting = Drafting()
@@ -84,6 +85,7 @@ def plan_instances(
         ready = prepared[placed.model]
         request = ready.model.request
         kept = before.port if placed.stays and before is not None and before.engine == request.engine else 0
+        master_port = None
         if request.engine == "triton":
             alone = is_alone(len(placed.gpus), request.env)
             port = servers.port(placed.host, placed.model, alone=alone, before=kept)
@@ -92,8 +94,9 @@ def plan_instances(
             port = kept
             if not port or port in taken:
                 port = next(number for number in range(port_base, 65536) if number not in taken)
+            master_port = _master_port(placed, before if placed.stays else None, taken | {port})
             for host in placed.hosts:
-                ports[host].add(port)
+                ports[host].update((port, *ports_of({"master_port": master_port})))
         if placed.stays and before is not None and before.reasons:
             place = before.reasons[0]
         else:
@@ -103,6 +106,7 @@ def plan_instances(
                 placed,
                 identity,
                 port,
+                master_port,
                 place=place,
                 prepared=ready,
                 capacity=capacity[placed.model].get(placed.shape, 0.0),
@@ -115,6 +119,14 @@ def plan_instances(
             )
         )
     return _with_start_order(result)
+
+
+def _master_port(placed: Placed, before: Instance | None, taken: set[int]) -> int | None:
+    """The first of the ports on which ranks meet: that of before where it is free; None for an instance of one host."""
+    if not placed.further:
+        return None
+    kept = ports_of(before.engine_args) if before is not None else ()
+    return kept[0] if kept and taken.isdisjoint(kept) else free_master_port(taken)
 
 
 def _with_start_order(instances: Sequence[Instance]) -> list[Instance]:
@@ -137,6 +149,7 @@ def _instance(
     placed: Placed,
     identity: str,
     port: int,
+    master_port: int | None,
     *,
     place: str,
     prepared: Prepared,
@@ -176,7 +189,7 @@ def _instance(
             Shard(placed.host, placed.gpus),
             *(Shard(host, gpus, rank) for rank, (host, gpus) in enumerate(placed.further, start=1)),
         ),
-        engine_args=instance_engine_args(request, found.options, path),
+        engine_args=_engine_args(instance_engine_args(request, found.options, path), len(placed.hosts), master_port),
         env={
             # Models on Triton share a server, whose environment is its own.
             **(ENGINE_ENVIRONMENT if request.engine == "vllm" else {}),
@@ -207,6 +220,11 @@ def _instance(
             if one.checkpoint is not None and (one.source.label != DRAFT or found.options.speculative is not None)
         ),
     )
+
+
+def _engine_args(of_one_host: dict[str, object], nodes: int, master_port: int | None) -> dict[str, object]:
+    shared = shared_arguments(nodes, master_port) if master_port is not None else {}
+    return dict(sorted((of_one_host | shared).items()))
 
 
 def _why_there(placed: Placed, prepared: Prepared, view: FleetView, why_leaving: str | None) -> str:

@@ -161,8 +161,6 @@ def run_stage(stage: StageInput) -> StageResult:
             engine_version=stage.engine_version,
             port_base=stage.engine_port_base,
             optimize=stage.optimize,
-            # The serving role starts instances of one host only.
-            multi_node=False,
             triton_engine_version=stage.triton_engine_version,
         )
 

@@ -43,7 +43,6 @@ def make_plan(
     port_base: int = DEFAULT_PORT_BASE,
     optimize: bool = False,
     carrying: Carrying | None = None,
-    multi_node: bool = True,
     triton_engine_version: str = vllm_of_release(DEFAULT_RELEASE),
 ) -> Plan:
     """Make the plan. The order of the arguments' elements does not matter.
@@ -58,7 +57,6 @@ def make_plan(
         port_base: the first port that an engine may listen on.
         optimize: move what runs if that places more, or the same on fewer GPUs.
         carrying: keeps capacities between plans, for a caller that makes several; they never change an answer.
-        multi_node: whether instances over several hosts may be planned, where placement allows them.
         triton_engine_version: vLLM's version in Triton's container, for models with ``engine: triton``.
 
     Raises:
@@ -69,7 +67,7 @@ def make_plan(
     configurations = FleetConfigurations(engine_version, carrying, triton_engine_version)
     by_name = {model.request.name: model for model in sorted(models, key=lambda model: model.request.name)}
     untouchable, touchable = split_current(current, view.frozen, by_name.keys())
-    question = Question(view, configurations, by_name, untouchable, touchable, multi_node)
+    question = Question(view, configurations, by_name, untouchable, touchable)
     answer = question.answer({}, optimize=optimize)
     if answer.decision.shortages and question.may_be_less_precise:
         answer = less_precise(question, optimize=optimize)

@@ -65,7 +65,6 @@ class Question:
     models: Mapping[str, ResolvedModel]
     untouchable: Sequence[Instance]
     touchable: Mapping[str, Instance]
-    multi_node: bool
 
     @property
     def may_be_less_precise(self) -> bool:
@@ -94,7 +93,6 @@ class Question:
                 [one for one in (*self.untouchable, *self.touchable.values()) if one.model == name],
                 precisions=precisions.get(name, ()) if _chooses_precision(model) else (),
                 settled=settled and name in precisions,
-                multi_node=self.multi_node,
             )
             for name, model in self.models.items()
         }
@@ -126,7 +124,7 @@ class Question:
         def resorts() -> list[Wish]:
             for name, wish in wishes.items():
                 model = self.models[name]
-                parts, wide = last_resorts(model, self.view, self.configurations, multi_node=self.multi_node)
+                parts, wide = last_resorts(model, self.view, self.configurations)
                 candidates[name] |= {one.shape: one for one in (*parts, *wide) if one.shape not in candidates[name]}
                 shared, over_hosts = (tuple(one.shape for one in found) for found in (parts, wide))
                 offered = replace(wish, shared_shapes=shared, wide_shapes=over_hosts)

@@ -37,7 +37,6 @@ def impossible(
     most: Mapping[str, int],
     misfits: Sequence[Misfit],
     engine_version: str,
-    multi_node: bool = True,
 ) -> Refusal:
     """Refuse a model of which no configuration fits on any host that it may use.
 
@@ -49,7 +48,6 @@ def impossible(
         most: the most usable GPUs of a kind on one eligible host.
         misfits: every configuration that was tried.
         engine_version: vLLM's version.
-        multi_node: whether instances over several hosts may be planned.
     """
     request = model.request
     if not eligible:
@@ -66,7 +64,7 @@ def impossible(
         forced = (request.forced_tensor_parallel or 1) * (request.forced_pipeline_parallel or 1)
         largest = max(most.values())
         explanation = f"The forced parallel sizes need {forced} GPUs on one host, the largest has {largest} usable."
-        explanation += _on_several_hosts(request, multi_node)
+        explanation += _on_several_hosts(request)
         kind, gpu = next(iter(sorted(kinds.items())))
         changes = remedies(model, gpu, most[kind], misfits, engine_version)
         return Refusal(request.name, "parallel_size", explanation, _any_of(changes) or f"a host with {forced} GPUs")
@@ -77,18 +75,16 @@ def impossible(
     gpu = kinds[closest.shape.kind]
     gpus = "one GPU" if closest.shape.gpus == 1 else f"{closest.shape.gpus} GPUs"
     explanation = f"{closest.explanation[0].upper()}{closest.explanation[1:]} ({gpus}, {closest.shape.kind})."
-    explanation += _on_several_hosts(request, multi_node)
+    explanation += _on_several_hosts(request)
     changes = remedies(model, gpu, most[closest.shape.kind], misfits, engine_version)
     if closest.constraint.endswith("draft_tensor_parallel_size"):
         changes = ["leave speculative.draft_tensor_parallel_size out", *changes]
     return Refusal(request.name, closest.constraint, explanation, _any_of(changes) or "a smaller model")
 
 
-def _on_several_hosts(request: ModelRequest, multi_node: bool) -> str:
+def _on_several_hosts(request: ModelRequest) -> str:
     if not request.placement.allow_multi_node:
         return ""
-    if not multi_node:
-        return " Instances over several hosts are planned by `fleet plan`, but not started by this version's roles."
     return " Neither does it fit on several hosts."
 
 

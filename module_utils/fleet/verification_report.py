@@ -108,7 +108,7 @@ def _cells(
     )
     return [
         instance["model"],
-        instance["id"],
+        f"{instance['id']} rank {shard['rank']}" if len(instance["shards"]) > 1 else instance["id"],
         shard["host"],
         gpus,
         quantization,

@@ -55,7 +55,6 @@ def prepare(
     *,
     precisions: Sequence[str] = (),
     settled: bool = False,
-    multi_node: bool = True,
 ) -> Prepared:
     """Make a request ready for the decision.
 
@@ -66,7 +65,6 @@ def prepare(
         running: the model's replicas that run now.
         precisions: less faithful ones that a model with a demand may use, as ``Shape.precision`` has them.
         settled: it uses no other.
-        multi_node: whether instances over several hosts may be planned at all.
     """
     request = model.request
     target = max(request.replicas.min, len(request.placement.pins), 1 + request.availability.hosts_lost)
@@ -97,7 +95,7 @@ def prepare(
     if not fitting:
         fitting, misfits = _all_kinds(kinds, lambda kind: configurations.smallest(model, kinds[kind], most[kind]))
     wide: tuple[Configuration, ...] = ()
-    if not fitting and multi_node:
+    if not fitting:
         wide = _over_hosts(model, view, configurations, eligible)
     if not fitting and not wide:
         # What runs on hosts that were not reached goes on, whatever the model has become since.
@@ -110,7 +108,6 @@ def prepare(
                 most=most,
                 misfits=misfits,
                 engine_version=configurations.engine_version(model),
-                multi_node=multi_node,
             )
         return Prepared(model, target, misfits=misfits, refusal=refusal)
     if demand is not None and not any(one.capacity_requests_per_s for one in (*fitting, *wide)):
@@ -148,7 +145,7 @@ def _stored_on(model: ResolvedModel, running: Sequence[Instance]) -> frozenset[s
 
 
 def last_resorts(
-    model: ResolvedModel, view: FleetView, configurations: FleetConfigurations, *, multi_node: bool
+    model: ResolvedModel, view: FleetView, configurations: FleetConfigurations
 ) -> tuple[tuple[Configuration, ...], tuple[Configuration, ...]]:
     """Parts of a GPU, and configurations over several hosts, as far as placement allows them."""
     placement = model.request.placement
@@ -159,7 +156,7 @@ def last_resorts(
     if on_vllm and placement.share_gpus != "never" and not any(pin.gpus for pin in placement.pins):
         for _, gpu in sorted(view.usable_gpus(eligible)[0].items()):
             parts += configurations.parts(model, gpu)
-    return tuple(parts), _over_hosts(model, view, configurations, eligible) if multi_node else ()
+    return tuple(parts), _over_hosts(model, view, configurations, eligible)
 
 
 def _over_hosts(

@@ -51,26 +51,74 @@ def test_environment_of_several_lines_is_refused():
         render_environment({"A": "x\ny"})
 
 
-def test_an_instance_sees_the_gpus_of_its_own_host_only():
-    instance = {
-        "id": "big-1",
-        "engine_args": {"model": "/m"},
-        "env": {"NCCL_P2P_LEVEL": "NODE", "SHARED": "instance"},
-        "port": 8100,
-        "shards": [{"host": "a", "gpus": ["GPU-1", "GPU-2"], "rank": 0}, {"host": "b", "gpus": ["GPU-3"], "rank": 1}],
-    }
-    made = engine_files(
+WIDE = {
+    "id": "big-1",
+    "engine_args": {"model": "/m", "nnodes": 2, "master_port": 29502, "distributed_executor_backend": "mp"},
+    "env": {"NCCL_P2P_LEVEL": "NODE", "SHARED": "instance"},
+    "port": 8100,
+    "shards": [{"host": "a", "gpus": ["GPU-1", "GPU-2"], "rank": 0}, {"host": "b", "gpus": ["GPU-3"], "rank": 1}],
+}
+
+
+def of_host(host: str, instance: dict = WIDE, version: str = "0.33.0", environment: dict | None = None) -> dict:
+    return engine_files(
         instance,
-        this_host="a",
-        engine_directory="/opt/vllm/0.33.0",
+        this_host=host,
+        engine_directory=f"/opt/vllm/{version}",
         listen="10.0.0.7",
         shutdown_timeout_s=30,
-        environment={"SHARED": "host"},
+        environment=environment or {"SHARED": "host"},
+        addresses={"a": "10.0.0.7"},
     )
-    assert made["record"] == instance
+
+
+def revision(made: dict) -> str:
+    return next(line for line in made["environment"].splitlines() if line.startswith("FLEET_RANK_REVISION"))
+
+
+def test_an_instance_sees_the_gpus_of_its_own_host_only():
+    made = of_host("a")
+    assert made["record"] == WIDE
     assert made["environment"].splitlines()[1:] == [
         'CUDA_VISIBLE_DEVICES="GPU-1,GPU-2"',
         'FLEET_ENGINE_DIRECTORY="/opt/vllm/0.33.0"',
+        'FLEET_RANK="0"',
+        'FLEET_RANKS="2"',
+        'FLEET_RANK_LINK="10.0.0.7 29503"',
+        revision(made),
         'NCCL_P2P_LEVEL="NODE"',
         'SHARED="instance"',
     ]
+
+
+def test_each_rank_is_told_its_place_and_followers_do_not_listen():
+    documents = {host: yaml.safe_load(of_host(host)["config_yaml"]) for host in "ab"}
+    common = {"nnodes": 2, "master-port": 29502, "master-addr": "10.0.0.7", "distributed-executor-backend": "mp"}
+    assert all(document.items() >= common.items() for document in documents.values())
+    assert [documents[host]["node-rank"] for host in "ab"] == [0, 1]
+    assert ["headless" in documents[host] for host in "ab"] == [False, True]
+    assert listen_address(of_host("b")["config_yaml"]) is None
+
+
+def test_ranks_start_together_only_when_they_are_configured_alike():
+    assert (
+        revision(of_host("a")) == revision(of_host("b")) == revision(of_host("b", environment={"NCCL_DEBUG": "INFO"}))
+    )
+    changed = WIDE | {"engine_args": WIDE["engine_args"] | {"max_model_len": 64}}
+    reworded = WIDE | {"reasons": ["other words"]}
+    assert revision(of_host("a", changed)) != revision(of_host("a"))
+    assert revision(of_host("a", version="0.32.0")) != revision(of_host("a"))
+    assert revision(of_host("a", reworded)) == revision(of_host("a"))
+
+
+def test_an_instance_is_held_where_one_of_its_hosts_was_not_reached():
+    options = {"engine_directory": "/e", "listen": "::", "shutdown_timeout_s": 30, "environment": {}}
+    held = [engine_files(WIDE, this_host="a", frozen=frozen, **options)["held"] for frozen in ([], ["b"], ["c"])]
+    assert held == [False, True, False]
+
+
+def test_an_instance_of_one_host_has_no_ranks():
+    one = {"id": "m-1", "engine_args": {"model": "/m"}, "port": 8100, "shards": [{"host": "a", "gpus": ["G"]}]}
+    made = of_host("a", one)
+    assert "FLEET_RANK" not in made["environment"]
+    assert "node-rank" not in made["config_yaml"]

@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 def load_filter() -> Any:
     specification = importlib.util.spec_from_file_location(
-        "host_filters", CHECKOUT / "roles/host/filter_plugins/host.py"
+        "firewall_filters", CHECKOUT / "filter_plugins/fleet_firewall.py"
     )
     assert specification is not None
     assert specification.loader is not None
@@ -27,7 +27,7 @@ def load_filter() -> Any:
     return module
 
 
-host_addresses = load_filter().host_addresses
+numeric_addresses = load_filter().fleet_numeric_addresses
 
 
 def run(arguments: dict[str, Any], *options: str, fails: bool = False) -> dict[str, Any]:
@@ -111,11 +111,11 @@ def test_a_strange_path_is_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_addresses_are_sorted_by_family_and_named_once() -> None:
     given = ["198.18.0.9", "2001:DB8::9", "198.18.0.9/32", "198.18.1.77/24", "localhost"]
-    found = host_addresses(given, "allowed")
+    found = numeric_addresses(given, "host_firewall_allowed")
     assert found["ipv4"] == ["127.0.0.1", "198.18.0.9", "198.18.1.0/24"]
     assert "2001:db8::9" in found["ipv6"]
 
 
 def test_a_name_that_nobody_knows_is_an_error_that_names_the_variable() -> None:
     with pytest.raises(AnsibleFilterError, match=r"host_firewall_allowed: nowhere\.invalid is neither an address nor"):
-        host_addresses(["nowhere.invalid"], "allowed")
+        numeric_addresses(["nowhere.invalid"], "host_firewall_allowed")

@@ -206,3 +206,17 @@ def test_a_start_that_waits_for_its_turn_is_not_given_up():
     before = UnitState()
     assert judge(UnitState(queued=True), before, 100.0, touched=True) == "starting"
     assert judge(UnitState(), before, 100.0, touched=True) == "did not start"
+
+
+def test_an_instance_that_runs_out_of_reach_too_stays_as_it_is():
+    (one,) = desired(item() | {"held": True})
+    other = dataclasses.replace(one, files=dict(one.files) | {"config.yaml": "port: 1\n"})
+    (step,) = decide([one], observed(other, UnitState(active_state="activating")), digests(one))
+    assert not step.changes
+    (step,) = decide([one], {}, digests(one))
+    assert step.action == "start"
+
+
+def test_ports_of_ranks_belong_to_their_instance():
+    (one,) = desired(item() | {"record": item()["record"] | {"engine_args": {"master_port": 29500}}})
+    assert {"port 8100", "port 29500", "port 29501"} <= one.resources

@@ -134,6 +134,20 @@ class TestSeveralHosts:
         second = again(document, [self.ENTRY], made)
         assert (second.moves, second.instances) == ((), made.instances)
 
+    def test_ports_of_ranks_stay_and_are_not_given_twice(self):
+        def entry(name):
+            parts = {"tensor_parallel": 1, "pipeline_parallel": 2, "placement": {"allow_multi_node": True}}
+            return model(name, SMALL, **parts)
+
+        first = plan(facts("a", "b", gpus=1), [entry("small")])
+        (one,) = first.instances
+        assert (one.engine_args["nnodes"], one.engine_args["distributed_executor_backend"]) == (2, "mp")
+        second = plan(facts("a", "b", gpus=2), [entry("another"), entry("small")], first.instances)
+        ports = {one.model: one.engine_args["master_port"] for one in second.instances}
+        assert ports == {"small": 29500, "another": 29502}
+        assert second.moves == ()
+        assert "master_port" not in plan(facts("a", gpus=2), [entry("small")]).instances[0].engine_args
+
     def test_one_host_is_preferred(self):
         made = plan(facts("a", "b", gpus=4), [self.ENTRY])
         assert [len(one.shards) for one in made.instances] == [1]
@@ -148,10 +162,6 @@ class TestSeveralHosts:
     def test_only_where_it_is_allowed(self):
         entry = self.ENTRY | {"placement": {}}
         assert refused(plan(facts("a", "b", gpus=2), [entry])) == {"big": "memory"}
-
-    def test_a_stage_that_cannot_start_them_says_so(self):
-        made = plan(facts("a", "b", gpus=2), [self.ENTRY], multi_node=False)
-        assert "are planned by `fleet plan`, but not started by this version's roles" in made.refused[0].explanation
 
     def test_the_network_is_taken_off_the_objectives(self):
         changes = {"demand": {"requests_per_second": 0.1}, "objectives": {"tpot_ms": 200, "ttft_ms": 5000}}

@@ -133,3 +133,17 @@ def test_long_names_are_cut_so_that_lines_fit(length: int) -> None:
     rows = found.text.splitlines()[:3]
     assert max(map(len, rows)) <= WIDTH
     assert [line.index("not reached") for line in rows[1:]] == [rows[0].index("STATUS")] * 2
+
+
+def test_ranks_of_an_instance_over_several_hosts_are_told_apart():
+    wide = instance("wide-1", "wide", "l40s-01", ["GPU-a"])
+    wide["shards"].append({"host": "l40s-02", "gpus": ["GPU-c"], "rank": 1})
+    hosts = {
+        host: {"rows": [row("wide-1", tokens=tokens)], "gpu_indices": {}}
+        for host, tokens in (("l40s-01", 131072), ("l40s-02", None))
+    }
+    text = make_report({"instances": [wide]}, hosts, [gateway()], key_reference="").text
+    assert [line.split()[1:5] for line in text.splitlines()[1:3]] == [
+        ["wide-1", "rank", "0", "l40s-01"],
+        ["wide-1", "rank", "1", "l40s-02"],
+    ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ansible.errors import AnsibleFilterError
 from fleet.engine_files import engine_files
 from fleet.errors import FleetError
+from fleet.ranks import peers_of
 from fleet.rolling import waves
 
 if TYPE_CHECKING:
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
 DOCUMENTATION = r"""
 name: serving
-short_description: Items of fleet_instances, and the order in which they change
+short_description: Items of fleet_instances, the order in which they change, and who runs them together
 description:
   - Turn an instance of the plan into an item of M(fleet_instances), whole or by its name alone.
   - Put what the hosts have deferred into waves.
+  - Name the hosts that run instances together.
 """
 
 
@@ -61,6 +63,11 @@ def _results(hosts: Sequence[str], hostvars: Mapping[str, Any]) -> Iterator[tupl
             yield host, json.loads(json.dumps(variables["serving_result"]))
 
 
+def serving_peers(instances: list[Mapping[str, Any]], host: str, addresses: Mapping[str, str]) -> list[str]:
+    """Addresses of the other hosts that run an instance together with this one."""
+    return [addresses.get(peer, peer) for peer in peers_of(instances, host)]
+
+
 class FilterModule:
     """What Ansible loads."""
 
@@ -70,5 +77,6 @@ class FilterModule:
             "serving_engine_files": serving_engine_files,
             "serving_failed": serving_failed,
             "serving_instance_id": serving_instance_id,
+            "serving_peers": serving_peers,
             "serving_waves": serving_waves,
         }

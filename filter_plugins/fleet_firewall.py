@@ -1,4 +1,4 @@
-"""Filters of the host role."""
+"""Filters of the roles that keep the firewall before the engines' ports."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 DOCUMENTATION = r"""
-name: host
+name: fleet_firewall
 short_description: Addresses as nftables takes them
 description: Sorts addresses, networks and names into those of IPv4 and of IPv6.
 """
 
 
-def host_addresses(sources: Iterable[str], name: str) -> dict[str, list[str]]:
+def fleet_numeric_addresses(sources: Iterable[str], name: str) -> dict[str, list[str]]:
     """Addresses and networks by family, without repetition and in order.
 
     Args:
@@ -45,7 +45,7 @@ def _numeric(source: str, name: str) -> list[str]:
         try:
             answers = socket.getaddrinfo(source, None, type=socket.SOCK_STREAM)
         except OSError as error:
-            msg = f"host_firewall_{name}: {source} is neither an address nor a known name: {error.strerror}"
+            msg = f"{name}: {source} is neither an address nor a known name: {error.strerror}"
             raise AnsibleFilterError(msg) from error
         # A link-local address carries its interface behind a percent sign, which means nothing on another host.
         return [str(answer[4][0]) for answer in answers if "%" not in str(answer[4][0])]
@@ -57,4 +57,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, object]:
         """Filters by name."""
-        return {"host_addresses": host_addresses}
+        return {"fleet_numeric_addresses": fleet_numeric_addresses}
