@@ -22,11 +22,12 @@ def fleet_routes(plan: Mapping[str, Any], addresses: Mapping[str, str]) -> list[
         addresses: address of each host as the gateway reaches it; a host that is not in it goes by its name.
 
     Returns:
-        One entry a model and engine, by name: ``model``, ``engine``, ``aliases``, ``task`` and ``servers`` (``id``,
-        ``host``, ``address``, ``port``, and ``weight`` where instances differ in what they carry). A model that is
-        wanted but has no instance has no servers. An alias is listed when every instance of the model answers to it;
-        where two models claim one, the wanted one has it. An ensemble on Triton has an entry of its own, with
-        ``ensemble`` saying what it takes: ``chat``.
+        One entry a model and engine, by name: ``model``, ``engine``, ``aliases``, ``adapters``, ``task``, ``servers``
+        (``id``, ``host``, ``address``, ``port``, and ``weight`` where instances differ in what they carry), and where
+        they are known ``takes`` and ``embedding_size``. A model that is wanted but has no instance has no servers. An
+        alias or an adapter is listed when every instance of the model answers to it; where two models claim one, the
+        wanted one has it. An ensemble on Triton has an entry of its own, with ``ensemble`` saying what it takes:
+        ``chat``.
     """
     # Imported here, since every Ansible worker loads this file in every task.
     from fleet.gateway_weights import weights_of_instances  # noqa: PLC0415
@@ -44,13 +45,18 @@ def fleet_routes(plan: Mapping[str, Any], addresses: Mapping[str, str]) -> list[
         known = [set(instance.get("aliases") or ()) for instance in instances]
         aliases = sorted(set.intersection(*known) - taken) if known else []
         taken.update(aliases)
+        adapters = _adapters(instances, taken)
+        taken.update(adapters)
+        first = instances[0] if instances else {}
         weights = weights_of_instances(instances)
         routes.append(
             {
                 "model": model,
                 "engine": engine,
                 "aliases": aliases,
-                "task": instances[0].get("task", "generate") if instances else "generate",
+                **({"adapters": adapters} if adapters else {}),
+                "task": first.get("task", "generate"),
+                **{key: first[key] for key in ("takes", "embedding_size") if first.get(key)},
                 "servers": [_server(instance, addresses, weights) for instance in instances],
             }
         )
@@ -65,6 +71,13 @@ def fleet_routes(plan: Mapping[str, Any], addresses: Mapping[str, str]) -> list[
 def fleet_on_triton(instances: Iterable[Mapping[str, Any]]) -> bool:
     """Whether any of the instances, planned ones or records that may be damaged, runs on Triton."""
     return any(one.get("engine") == "triton" for one in instances)
+
+
+def _adapters(instances: Iterable[Mapping[str, Any]], taken: set[str]) -> list[str]:
+    from fleet.verification import adapter_names  # noqa: PLC0415 (as above)
+
+    known = [set(adapter_names(instance["engine_args"])) for instance in instances]
+    return sorted(set.intersection(*known) - taken) if known else []
 
 
 def _server(instance: Mapping[str, Any], addresses: Mapping[str, str], weights: Mapping[str, int]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The lab's models of other kinds than chat: an embedder, a reranker, a vision-language model and a LoRA adapter.
 
-Shapes are those of bge-m3, bge-reranker-v2-m3 and LLaVA 1.5, as small as vLLM takes them; the adapter is one for
-tiny-llama. Each ``make_*`` writes one checkpoint directory.
+Shapes are those of bge-m3, bge-reranker-v2-m3 and SmolVLM (Idefics3), as small as vLLM takes them; the adapter is
+one for tiny-llama. Each ``make_*`` writes one checkpoint directory. Idefics3, because it is one of the few
+vision-language models of vLLM that load without torchvision, which the engine's CPU build lacks.
 """
 
 from __future__ import annotations
@@ -37,21 +38,23 @@ _ENCODER: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _IMAGE = "<image>"
-_VISION_TOKENS = ("<s>", "</s>", "<pad>", _IMAGE)
+_END_OF_UTTERANCE = "<end_of_utterance>"
+_VISION_TOKENS = ("<s>", "</s>", "<pad>", _IMAGE, "<fake_token_around_image>", "<global-img>", _END_OF_UTTERANCE)
 _VISION_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
-{{ message['role'] | upper + ': ' }}
+{{ message['role'] | capitalize + ': ' }}
 {%- for part in message['content'] -%}
-{{ '<image>\\n' if part['type'] == 'image' else part['text'] }}
+{{ '<image>' if part['type'] == 'image' else part['text'] }}
 {%- endfor -%}
-{{ '\\n' }}
+{{ '<end_of_utterance>\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-{{ 'ASSISTANT:' }}
+{{ 'Assistant:' }}
 {%- endif -%}
 """
-_IMAGE_SIZE, _PATCH_SIZE = 56, 14
+# Patches are joined by squares of _SCALE x _SCALE: 16 of them are 4 tokens.
+_IMAGE_SIZE, _PATCH_SIZE, _SCALE = 64, 16, 2
 _TEXT: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -69,16 +72,15 @@ _TEXT: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 _TOWER: dict[str, Any] = {
-    "model_type": "clip_vision_model",
+    "model_type": "idefics3_vision",
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "image_size": _IMAGE_SIZE,
     "patch_size": _PATCH_SIZE,
-    "projection_dim": 64,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
 }
 _ADAPTER: dict[str, Any] = {
     "peft_type": "LORA",
@@ -192,15 +194,13 @@ def make_reranker(directory: Path) -> None:
 
 
 def vision_shapes() -> dict[str, tuple[int, ...]]:
-    """Tensors of the vision tower, the projector and the language model, under the names of published checkpoints."""
+    """Tensors of the vision tower, the connector and the language model, under the names of published checkpoints."""
     tower, text = _TOWER["hidden_size"], _TEXT["hidden_size"]
-    patches = (_IMAGE_SIZE // _PATCH_SIZE) ** 2
-    prefix = "vision_tower.vision_model"
+    prefix = "model.vision_model"
     found: dict[str, tuple[int, ...]] = {
-        f"{prefix}.embeddings.class_embedding": (tower,),
         f"{prefix}.embeddings.patch_embedding.weight": (tower, 3, _PATCH_SIZE, _PATCH_SIZE),
-        f"{prefix}.embeddings.position_embedding.weight": (patches + 1, tower),
-        **_norm(f"{prefix}.pre_layrnorm", tower),
+        f"{prefix}.embeddings.patch_embedding.bias": (tower,),
+        f"{prefix}.embeddings.position_embedding.weight": ((_IMAGE_SIZE // _PATCH_SIZE) ** 2, tower),
     }
     for layer in range(_TOWER["num_hidden_layers"]):
         name = f"{prefix}.encoder.layers.{layer}"
@@ -214,14 +214,13 @@ def vision_shapes() -> dict[str, tuple[int, ...]]:
         }
     found |= {
         **_norm(f"{prefix}.post_layernorm", tower),
-        **_linear("multi_modal_projector.linear_1", text, tower),
-        **_linear("multi_modal_projector.linear_2", text, text),
-        "language_model.model.embed_tokens.weight": (_TEXT["vocab_size"], text),
+        "model.connector.modality_projection.proj.weight": (text, tower * _SCALE**2),
+        "model.text_model.embed_tokens.weight": (_TEXT["vocab_size"], text),
     }
     heads = _TEXT["num_attention_heads"] * _TEXT["head_dim"]
     key_value = _TEXT["num_key_value_heads"] * _TEXT["head_dim"]
     for layer in range(_TEXT["num_hidden_layers"]):
-        name = f"language_model.model.layers.{layer}"
+        name = f"model.text_model.layers.{layer}"
         found |= {
             f"{name}.input_layernorm.weight": (text,),
             f"{name}.post_attention_layernorm.weight": (text,),
@@ -233,45 +232,47 @@ def vision_shapes() -> dict[str, tuple[int, ...]]:
             f"{name}.mlp.up_proj.weight": (_TEXT["intermediate_size"], text),
             f"{name}.mlp.down_proj.weight": (text, _TEXT["intermediate_size"]),
         }
-    found["language_model.model.norm.weight"] = (text,)
-    found["language_model.lm_head.weight"] = (_TEXT["vocab_size"], text)
+    found["model.text_model.norm.weight"] = (text,)
+    found["lm_head.weight"] = (_TEXT["vocab_size"], text)
     return found
 
 
 def make_vision(directory: Path) -> None:
-    """Writes a LLaVA: CLIP, a projector and a Llama, with the processor that makes pixels of images."""
+    """Writes a vision tower, a connector and a Llama, with the processor that makes pixels of images."""
     directory.mkdir(parents=True)
     made = tokenizer(_TEXT["vocab_size"], _VISION_TOKENS)
     token_ids = {token: made.get_vocab()[token] for token in _VISION_TOKENS}
-    patches = (_IMAGE_SIZE // _PATCH_SIZE) ** 2
+    ends = [token_ids["</s>"], token_ids[_END_OF_UTTERANCE]]
     write_json(
         directory / "config.json",
         {
-            "architectures": ["LlavaForConditionalGeneration"],
-            "model_type": "llava",
+            "architectures": ["Idefics3ForConditionalGeneration"],
+            "model_type": "idefics3",
             "torch_dtype": "bfloat16",
-            "image_token_index": token_ids[_IMAGE],
-            "image_seq_length": patches,
-            "projector_hidden_act": "gelu",
-            "vision_feature_layer": -2,
-            "vision_feature_select_strategy": "default",
+            "image_token_id": token_ids[_IMAGE],
+            "pad_token_id": token_ids["<pad>"],
+            "scale_factor": _SCALE,
             "tie_word_embeddings": False,
-            "text_config": {**_TEXT, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2},
+            "text_config": {**_TEXT, "bos_token_id": 0, "eos_token_id": ends, "pad_token_id": token_ids["<pad>"]},
             "vision_config": _TOWER,
         },
     )
-    write_json(directory / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2})
+    write_json(
+        directory / "generation_config.json",
+        {"bos_token_id": 0, "eos_token_id": ends, "pad_token_id": token_ids["<pad>"]},
+    )
     write_json(
         directory / "preprocessor_config.json",
         {
-            "image_processor_type": "CLIPImageProcessor",
-            "processor_class": "LlavaProcessor",
+            "image_processor_type": "Idefics3ImageProcessor",
+            "processor_class": "Idefics3Processor",
             "do_convert_rgb": True,
+            "do_image_splitting": False,
             "do_resize": True,
-            "size": {"shortest_edge": _IMAGE_SIZE},
-            "resample": 3,
-            "do_center_crop": True,
-            "crop_size": {"height": _IMAGE_SIZE, "width": _IMAGE_SIZE},
+            "size": {"longest_edge": _IMAGE_SIZE},
+            "max_image_size": {"longest_edge": _IMAGE_SIZE},
+            "resample": 1,
+            "do_pad": True,
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
@@ -281,23 +282,16 @@ def make_vision(directory: Path) -> None:
     )
     write_json(
         directory / "processor_config.json",
-        {
-            "processor_class": "LlavaProcessor",
-            "image_token": _IMAGE,
-            "patch_size": _PATCH_SIZE,
-            "num_additional_image_tokens": 1,
-            "vision_feature_select_strategy": "default",
-        },
+        {"processor_class": "Idefics3Processor", "image_seq_len": (_IMAGE_SIZE // _PATCH_SIZE // _SCALE) ** 2},
     )
     write_json(
         directory / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "processor_class": "LlavaProcessor",
+            "processor_class": "Idefics3Processor",
             "bos_token": "<s>",
             "eos_token": "</s>",
             "pad_token": "<pad>",
-            "extra_special_tokens": {"image_token": _IMAGE},
             "model_max_length": _TEXT["max_position_embeddings"],
         },
     )

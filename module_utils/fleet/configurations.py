@@ -83,6 +83,7 @@ class ResolvedModel:
         facts: the model's configuration.
         checkpoint: identity of the checkpoint; None when only the configuration is known.
         notes: what its instances say of it among their reasons.
+        embedding_size: numbers of an embedding that it makes; None where that is not known, or it makes none.
         further: the checkpoints that it is served with beside its own, in the order of ``request.further_sources``.
     """
 
@@ -92,6 +93,7 @@ class ResolvedModel:
     checkpoint: CheckpointReference | None = None
     notes: tuple[str, ...] = ()
     further: tuple[FurtherCheckpoint, ...] = ()
+    embedding_size: int | None = None
 
     def further_by_label(self, label: str) -> FurtherCheckpoint | None:
         """The one that was asked for under this label, or None."""

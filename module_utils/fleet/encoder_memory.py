@@ -24,6 +24,14 @@ def takes(encoder: EncoderFacts, options: EngineOptions, modality: str) -> bool:
     return dict(options.limit_mm_per_prompt or ()).get(modality, _DEFAULT_LIMIT) > 0
 
 
+def modalities(model: ModelFacts, options: EngineOptions) -> tuple[str, ...]:
+    """What the engine understands beside text."""
+    encoder = model.encoder
+    if encoder is None:
+        return ()
+    return tuple(name for name in (encoder.modality, "video") if takes(encoder, options, name))
+
+
 def profiled_images(model: ModelFacts, options: EngineOptions) -> int:
     """How many images of the largest size the encoder gets at once; a video counts as several. 0: it is not run.
 

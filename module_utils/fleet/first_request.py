@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 from .instances import CONFIG, RECORD, listen_address
-from .openai_client import Server, work
+from .model_work import purpose_of, work
+from .openai_client import Server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,5 +31,5 @@ def first_request(files: Mapping[str, str], engine_env: str) -> str:
     host, port = address
     key = engine_env.strip().partition("VLLM_API_KEY=")[2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    done = work(Server(url, key or None, _TIMEOUT_S), str(names[0]), str(record.get("task", "generate")), sampled=True)
+    done = work(Server(url, key or None, _TIMEOUT_S), str(names[0]), purpose_of(record), sampled=True)
     return done.problem

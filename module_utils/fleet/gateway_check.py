@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from .openai_client import UNREACHED, model_names, work, work_on_triton
+from .model_work import purpose_of, work, work_on_triton
+from .openai_client import UNREACHED, model_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from .openai_client import Request, Work
+    from .model_work import Work
+    from .openai_client import Request
 
 _NO_SUCH_MODEL = "no-such-model"
 _POLL_S = 0.5
@@ -46,7 +48,7 @@ def check_gateway(
     """Ask for every model by every name, for the list of models, and for what must be refused.
 
     Args:
-        routes: as the gateway role takes them: model, aliases, task, servers.
+        routes: as the gateway role takes them: model, aliases, adapters, task and what it takes, servers.
         client: the gateway, asked with a client's key; ``None`` where no key is known in the clear.
         stranger: the gateway, asked with a key that it does not know.
         settle_s: how long 503 is waited out: the gateway gives it until it has seen that an engine is back.
@@ -60,7 +62,7 @@ def check_gateway(
     if client is None:
         return found
     for route in served:
-        for name in (route["model"], *route.get("aliases", ())):
+        for name in _names(route):
             worked = _work(client, name, route)
             while worked.status == HTTPStatus.SERVICE_UNAVAILABLE and settle_s > 0:
                 sleep(_POLL_S)
@@ -73,7 +75,12 @@ def check_gateway(
 def _work(client: Request, name: str, route: Mapping[str, Any]) -> Work:
     if _on_triton(route):
         return work_on_triton(client, name, chat=route.get("ensemble") == "chat")
-    return work(client, name, route.get("task", "generate"))
+    return work(client, name, purpose_of(route))
+
+
+def _names(route: Mapping[str, Any]) -> tuple[str, ...]:
+    """Everything that clients may ask for: the model, its aliases, its adapters."""
+    return (route["model"], *(route.get("aliases") or ()), *(route.get("adapters") or ()))
 
 
 def _on_triton(route: Mapping[str, Any]) -> bool:
@@ -88,7 +95,7 @@ def _own_answers(served: Sequence[Mapping[str, Any]], client: Request | None, st
     unknown = client("POST", "/v1/chat/completions", {"model": _NO_SUCH_MODEL, "messages": []})
     listed = client("GET", "/v1/models")
     listable = [route for route in served if not _on_triton(route)]
-    wanted = tuple(sorted(name for route in listable for name in (route["model"], *route.get("aliases", ()))))
+    wanted = tuple(sorted(name for route in listable for name in _names(route)))
     problem = "" if listed.status == HTTPStatus.OK else listed.problem
     if not problem and model_names(listed) != wanted:
         problem = f"lists {', '.join(model_names(listed)) or 'nothing'}, planned {', '.join(wanted) or 'nothing'}"

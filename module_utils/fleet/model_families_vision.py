@@ -35,6 +35,16 @@ _LLAMA_DEFAULTS: dict[str, object] = {
     "num_attention_heads": 32,
     "vocab_size": 32000,
 }
+_IDEFICS3_VISION_DEFAULTS: dict[str, object] = {
+    "hidden_size": 1152,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 32,
+}
+# The published preprocessors let an image be 4 x 4 parts.
+_IDEFICS3_PARTS = 17
 # max_pixels of the published preprocessors, 12,845,056, in merged patches of 28 x 28 pixels.
 _QWEN_IMAGE_TOKENS = 16384
 # A video's frames pass in pairs, 14 of them at most in the engine's profile run (qwen2_vl.py, _MAX_FRAMES_PER_VIDEO).
@@ -112,6 +122,34 @@ def _llava(reader: ConfigReader) -> ModelFacts:
     )
 
 
+def _idefics3(reader: ConfigReader) -> ModelFacts:
+    """SigLIP, whose patches are joined by squares, one linear layer, and any language model."""
+    text = reader.mapping("text_config") or {}
+    where = f"{reader.where}: text_config"
+    facts = _language_model(reader, text, ConfigReader(text, where).text("model_type", "llama"), where)
+    vision = _part(reader, "vision_config", _IDEFICS3_VISION_DEFAULTS)
+    hidden, intermediate = vision.integer("hidden_size"), vision.integer("intermediate_size")
+    layers, patch = vision.integer("num_hidden_layers"), vision.integer("patch_size")
+    patches = (vision.integer("image_size") // patch) ** 2
+    joined = reader.integer("scale_factor", 2) ** 2
+    per_layer = 4 * (hidden * hidden + hidden) + 2 * hidden * intermediate + intermediate + hidden + 4 * hidden
+    embedding = 3 * patch * patch * hidden + hidden + patches * hidden
+    return replace(
+        facts,
+        encoder=EncoderFacts(
+            modality="image",
+            parameters=embedding + layers * per_layer + 2 * hidden + hidden * joined * facts.hidden_size,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_heads=vision.integer("num_attention_heads"),
+            # A large image is split into as many parts of image_size, and shown as a whole besides.
+            tokens_per_item=patches * _IDEFICS3_PARTS,
+            output_tokens_per_item=max(1, patches // joined) * _IDEFICS3_PARTS,
+            layers=layers,
+        ),
+    )
+
+
 def _qwen_text(reader: ConfigReader) -> ModelFacts:
     """The language model, whose keys stand in ``text_config`` or, in older files, beside ``vision_config``."""
     text = reader.mapping("text_config")
@@ -159,6 +197,7 @@ def _qwen2_5_vl(reader: ConfigReader) -> ModelFacts:
 
 
 VISION_FAMILIES = {
+    "idefics3": Family(_idefics3, {}),
     "llava": Family(_llava, {}),
     "qwen2_vl": Family(_qwen2_vl, {}),
     "qwen2_5_vl": Family(_qwen2_5_vl, {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +137,26 @@ def _resolve(request: ModelRequest, path: str, finder: _Finder, found: list[Loca
     if model.facts is None:
         raise FleetError(f"{path}.source", "is no model")
     further = tuple(finder.find(one, stored_name(request.name, one.label), found) for one in request.further_sources)
-    return ResolvedModel(request, path, model.facts, model.checkpoint, further=further)
+    return ResolvedModel(
+        request,
+        path,
+        _as_served(model.facts, request.task),
+        model.checkpoint,
+        further=further,
+        embedding_size=_embedding_size(model.facts, request, found),
+    )
+
+
+def _as_served(facts: ModelFacts, task: str) -> ModelFacts:
+    """A language model that pools has no head: the engine leaves it out."""
+    return facts if task == "generate" or not facts.has_lm_head else replace(facts, has_lm_head=False)
+
+
+def _embedding_size(facts: ModelFacts, request: ModelRequest, found: list[LocalCheckpoint]) -> int | None:
+    """The hidden size, unless something says that it is projected to another."""
+    files = next((one.files for one in found if one.name == request.name), {})
+    projected = any("_Dense/" in file for file in files) or "hf_overrides" in request.engine_args
+    return None if request.task != "embed" or projected else facts.hidden_size
 
 
 @dataclass(frozen=True, slots=True)

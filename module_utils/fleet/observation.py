@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .engine_reports import BACKEND_LINES, attention_backends, cache_config, drafting, kv_cache_tokens, repeat
 from .instances import CONFIG, ENVIRONMENT, RECORD, listen_address
-from .openai_client import Answer, Server, model_names, work
+from .model_work import work
+from .openai_client import Answer, Server, model_names
 from .verification import Planned, Row, Seen, gpus_by_instance, judge, planned_instance, sharing, unplanned
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ def _asked(planned: Planned, address: tuple[str, int], key: str, timeout_s: floa
     reported = cache_config(engine("GET", "/metrics").text)
     if first.get("root"):
         reported["model"] = str(first["root"])
-    worked = work(engine, planned.names[0], planned.task)
+    worked = work(engine, planned.names[0], planned.purpose)
+    problem = worked.problem or _of_adapters(engine, planned)
     counted = drafting(engine("GET", "/metrics").text) if planned.speculation else None
     if (
         planned.speculation == "ngram"
@@ -128,10 +130,19 @@ def _asked(planned: Planned, address: tuple[str, int], key: str, timeout_s: floa
         "max_model_len": first.get("max_model_len"),
         "kv_cache_tokens": kv_cache_tokens(reported),
         "arguments": reported,
-        "work": worked.problem,
+        "work": problem,
         "work_seconds": round(worked.seconds, 3),
         "drafting": counted,
     }
+
+
+def _of_adapters(engine: Server, planned: Planned) -> str:
+    """What is wrong with the first adapter that does not answer."""
+    for name in planned.adapters:
+        problem = work(engine, name, planned.purpose).problem
+        if problem:
+            return f"{name}: {problem}"
+    return ""
 
 
 def _entry(models: Answer, name: str) -> dict[str, Any]:

@@ -1,12 +1,10 @@
-"""Requests to an OpenAI-compatible server or Triton, and the smallest one that makes a model work."""
+"""Requests to an OpenAI-compatible server or Triton."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import time
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
 
 UNREACHED = 0
 """Status of an answer that did not come."""
-
-_MAX_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -90,83 +86,6 @@ class Server:
             return Answer(UNREACHED, str(error) or type(error).__name__)
         finally:
             connection.close()
-
-
-@dataclass(frozen=True)
-class Work:
-    """What came of the smallest real request.
-
-    Attributes:
-        status: of the answer.
-        problem: why the model did not work; empty when it did.
-        seconds: from the request to the whole answer.
-    """
-
-    status: int
-    problem: str
-    seconds: float
-
-
-def work(request: Request, model: str, task: str, *, sampled: bool = False) -> Work:
-    """Have a model do what it is for: a few tokens, one embedding or one score.
-
-    Args:
-        request: the server.
-        model: one of the model's names.
-        task: ``generate``, ``embed`` or ``score``.
-        sampled: let the engine draw tokens as clients do, instead of taking the likeliest.
-    """
-    began = time.monotonic()
-    answer = _ask(request, model, task, sampled=sampled)
-    seconds = time.monotonic() - began
-    problem = answer.problem
-    if answer.status == HTTPStatus.OK:
-        problem = "" if _has_content(answer.document, task) else f"answered without content: {answer.text[:100]}"
-    return Work(answer.status, problem, seconds)
-
-
-def work_on_triton(request: Request, model: str, *, chat: bool = False) -> Work:
-    """Have a model on Triton generate a few tokens.
-
-    Args:
-        request: the server.
-        model: one of the model's names, or that of an ensemble.
-        chat: an ensemble that takes chat messages.
-    """
-    began = time.monotonic()
-    body: dict[str, Any] = {"text_input": "Hello"}
-    if chat:
-        body = {"messages": json.dumps([{"role": "user", "content": "Hello"}]), "stream": False}
-    body["sampling_parameters"] = json.dumps({"max_tokens": _MAX_TOKENS, "temperature": 0, "ignore_eos": True})
-    answer = request("POST", f"/v2/models/{model}/generate", body)
-    seconds = time.monotonic() - began
-    problem = answer.problem
-    if answer.status == HTTPStatus.OK:
-        document = answer.document
-        text = document.get("text_output") if isinstance(document, dict) else None
-        problem = "" if text else f"answered without content: {answer.text[:100]}"
-    return Work(answer.status, problem, seconds)
-
-
-def _ask(request: Request, model: str, task: str, *, sampled: bool) -> Answer:
-    if task == "embed":
-        return request("POST", "/v1/embeddings", {"model": model, "input": "Hello"})
-    if task == "score":
-        return request("POST", "/v1/score", {"model": model, "text_1": "Hello", "text_2": "Good morning"})
-    generation = {"model": model, "max_tokens": _MAX_TOKENS, **({} if sampled else {"temperature": 0})}
-    answer = request("POST", "/v1/chat/completions", {**generation, "messages": [{"role": "user", "content": "Hello"}]})
-    if answer.status == HTTPStatus.BAD_REQUEST and "chat template" in answer.text:
-        return request("POST", "/v1/completions", {**generation, "prompt": "Hello"})
-    return answer
-
-
-def _has_content(document: Any, task: str) -> bool:
-    if not isinstance(document, dict):
-        return False
-    if task in {"embed", "score"}:
-        return bool(document.get("data"))
-    usage = document.get("usage")
-    return bool(document.get("choices")) and isinstance(usage, dict) and usage.get("completion_tokens", 0) > 0
 
 
 def model_names(answer: Answer) -> tuple[str, ...]:

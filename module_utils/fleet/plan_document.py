@@ -70,6 +70,8 @@ class Instance:
         reasons: the first says why it stands where it stands and is kept as long as it stays; the others are made anew.
         provisional: planned from a PCI scan, before a driver confirmed the GPUs.
         sharing: None when its GPUs are its own.
+        takes: what it understands beside text, as in ``image``.
+        embedding_size: numbers of an embedding; None where that is not known, or it makes none.
         further_checkpoints: those that it serves beside ``checkpoint``: a draft model, adapters.
         ensemble: name of the ensemble on Triton that wraps it; empty without one.
     """
@@ -91,6 +93,8 @@ class Instance:
     sharing: Sharing | None = None
     further_checkpoints: tuple[CheckpointReference, ...] = ()
     ensemble: str = ""
+    takes: tuple[str, ...] = ()
+    embedding_size: int | None = None
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -203,6 +207,10 @@ def instance_document(instance: Instance) -> dict[str, Any]:
         del document["further_checkpoints"]
     if not instance.ensemble:
         del document["ensemble"]
+    if not instance.takes:
+        del document["takes"]
+    if instance.embedding_size is None:
+        del document["embedding_size"]
     return _lists(document)  # type: ignore[no-any-return]
 
 
@@ -278,6 +286,8 @@ class _Instance(MachineDocument):
     sharing: _Sharing | None = None
     ensemble: str = ""
     further_checkpoints: Annotated[tuple[_Checkpoint, ...], BeforeValidator(list_as_tuple)] = ()
+    takes: Annotated[tuple[str, ...], BeforeValidator(list_as_tuple)] = ()
+    embedding_size: int | None = None
 
 
 class _Refusal(MachineDocument):
@@ -421,6 +431,8 @@ def _instance(parsed: _Instance) -> Instance:
         sharing=Sharing(**parsed.sharing.model_dump()) if parsed.sharing else None,
         ensemble=parsed.ensemble,
         further_checkpoints=tuple(CheckpointReference(**one.model_dump()) for one in parsed.further_checkpoints),
+        takes=parsed.takes,
+        embedding_size=parsed.embedding_size,
     )
 
 

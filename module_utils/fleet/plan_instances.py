@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .attention_words import ENGINE_ENVIRONMENT, why_this_backend
 from .configurations import Configuration, gives_up_precision, path_on_hosts
+from .encoder_memory import modalities
 from .engine_arguments import instance_engine_args
 from .plan_document import Instance, Shard, Sharing, id_order
 from .ranks import free_master_port, ports_of, shared_arguments
@@ -219,6 +220,8 @@ def _instance(
             for one in model.further
             if one.checkpoint is not None and (one.source.label != DRAFT or found.options.speculative is not None)
         ),
+        takes=modalities(model.facts, found.options),
+        embedding_size=model.embedding_size,
     )
 
 

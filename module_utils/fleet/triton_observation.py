@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from .model_work import work_on_triton
 from .observation import user_id
 from .openai_client import Server as Client
-from .openai_client import work_on_triton
 from .triton_models import Found, unit_of
 from .verification import Row, Seen, gpus_by_instance, judge, planned_instance, sharing, unplanned
 

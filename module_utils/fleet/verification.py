@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .engine_reports import CPU_BACKENDS
+from .model_work import Purpose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,8 +26,8 @@ class Planned:
     Attributes:
         id: name of the instance.
         model: name of the model.
-        task: ``generate``, ``embed`` or ``score``.
-        names: what the engine is to answer to, the model's name first.
+        purpose: what the model is for.
+        names: what the engine is to answer to, the model's name first, its adapters last.
         leads: whether this host's part answers requests; the other parts of a multi-node instance do not.
         gpus: UUIDs on this host.
         max_model_len: tokens; ``None`` where the engine chooses.
@@ -36,13 +37,14 @@ class Planned:
         arguments: those of vLLM's arguments that the engine reports back, as text.
         port: where the engine listens.
         shares_with: instances that the plan puts on a GPU of this one as well.
+        adapters: those among the names that are adapters.
         speculation: the method by which it drafts tokens; empty where it does not.
         attention_backends: those of which the engine is to take one; empty where the plan does not say.
     """
 
     id: str
     model: str
-    task: str
+    purpose: Purpose
     names: tuple[str, ...]
     leads: bool
     gpus: tuple[str, ...]
@@ -53,6 +55,7 @@ class Planned:
     arguments: Mapping[str, str]
     port: int
     shares_with: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     speculation: str = ""
     attention_backends: tuple[str, ...] = ()
 
@@ -140,16 +143,19 @@ def planned_instance(
     """
     arguments, memory = record["engine_args"], record.get("memory") or {}
     names = arguments.get("served_model_name") or [record["model"]]
+    adapters = adapter_names(arguments)
     shards = sorted(record["shards"], key=lambda shard: int(shard.get("rank", 0)))
     length = arguments.get("max_model_len")
-    expected = memory.get("kv_cache_tokens")
+    # An encoder keeps no KV cache.
+    expected = memory.get("kv_cache_tokens") or None
     backend = memory.get("attention_backend")
     backends = CPU_BACKENDS if accelerator == "cpu" else (str(backend),) if backend else ()
     return Planned(
         id=record["id"],
         model=record["model"],
-        task=record.get("task", "generate"),
-        names=(names,) if isinstance(names, str) else tuple(names),
+        purpose=Purpose(record.get("task", "generate"), tuple(record.get("takes") or ()), record.get("embedding_size")),
+        names=(*((names,) if isinstance(names, str) else names), *adapters),
+        adapters=adapters,
         leads=shards[0]["host"] == host,
         gpus=tuple(gpu for shard in shards if shard["host"] == host for gpu in shard["gpus"]),
         max_model_len=length if isinstance(length, int) else None,
@@ -168,6 +174,14 @@ def planned_instance(
         if record.get("engine", "vllm") == "vllm"
         else "",
         attention_backends=backends,
+    )
+
+
+def adapter_names(engine_args: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the adapters that an engine serves from its start."""
+    return tuple(
+        str(one["name"]) if isinstance(one, dict) else str(one).partition("=")[0]
+        for one in engine_args.get("lora_modules") or ()
     )
 
 

@@ -22,6 +22,7 @@ def test_routes_by_model():
             "engine": "vllm",
             "aliases": [],
             "task": "embed",
+            "embedding_size": 4096,
             "servers": [{"id": "e-1", "host": "a", "address": "192.0.2.1", "port": 8100}],
         },
         {
@@ -40,6 +41,30 @@ def test_routes_by_model():
 def test_a_refused_model_has_no_servers():
     (route,) = routes(facts("a"), [model("m", tensor_parallel=8)])
     assert route == {"model": "m", "engine": "vllm", "aliases": [], "task": "generate", "servers": []}
+
+
+def test_an_adapter_is_routed_when_every_instance_serves_it(tmp_path):
+    config = tmp_path / "adapter_config.json"
+    config.write_text('{"peft_type": "LORA", "r": 8}')
+
+    def entry(*names):
+        adapters = [{"name": name, "source": "org/ad", "config": str(config)} for name in names]
+        return model("m", replicas={"min": 2}, lora={"adapters": adapters})
+
+    document = facts("a", "b")
+    first = plan(document, [entry("old", "kept")])
+    (route,) = routes(document, [entry("kept", "new")], first.instances, frozen=["b"])
+    assert route["adapters"] == ["kept"]
+    (route,) = routes(document, [entry("kept", "new")], first.instances)
+    assert route["adapters"] == ["kept", "new"]
+
+
+def test_what_verify_asks_for_goes_with_the_route():
+    entries = [model("e", "bge-m3", task="embed"), model("v", "qwen2.5-vl-7b", limit_mm_per_prompt={"video": 0})]
+    embedder, vision = routes(facts("a"), entries)
+    assert (embedder["task"], embedder["embedding_size"]) == ("embed", 1024)
+    assert vision["takes"] == ["image"]
+    assert "embedding_size" not in vision
 
 
 def test_a_model_on_triton_has_a_route_of_its_own_kind():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleet.gateway_check import check_gateway
-from fleet.openai_client import UNREACHED, Server, work
+from fleet.model_work import Purpose, image_uri, work
+from fleet.openai_client import UNREACHED, Answer, Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,7 +139,7 @@ def test_a_gateway_that_is_not_there_is_one_problem() -> None:
 def test_a_model_without_a_chat_template_completes(gateway: Gateway) -> None:
     refusal = (400, {"error": {"message": "default chat template is no longer allowed"}})
     gateway.behave["/v1/chat/completions", "chat"] = [refusal]
-    assert work(Server(gateway.url, KEY, 5), "chat", "generate").problem == ""
+    assert work(Server(gateway.url, KEY, 5), "chat", Purpose()).problem == ""
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,80 @@ def test_a_model_without_a_chat_template_completes(gateway: Gateway) -> None:
 )
 def test_an_answer_without_content_is_a_problem(gateway: Gateway, empty: Any) -> None:
     gateway.behave["/v1/chat/completions", "chat"] = [(200, empty)]
-    assert work(Server(gateway.url, KEY, 5), "chat", "generate").problem.startswith("answered without content")
+    assert work(Server(gateway.url, KEY, 5), "chat", Purpose()).problem.startswith("answered without content")
+
+
+def result(index: int, score: float) -> dict[str, Any]:
+    return {"index": index, "relevance_score": score}
+
+
+@pytest.mark.parametrize(
+    ("purpose", "path", "document", "problem"),
+    [
+        (Purpose("embed"), "/v1/embeddings", {"data": [{"embedding": [0.5, -0.5]}]}, ""),
+        (Purpose("embed", embedding_size=2), "/v1/embeddings", {"data": [{"embedding": [0.5, -0.5]}]}, ""),
+        (
+            Purpose("embed", embedding_size=3),
+            "/v1/embeddings",
+            {"data": [{"embedding": [0.5, -0.5]}]},
+            "answered with an embedding of 2 numbers instead of 3",
+        ),
+        (
+            Purpose("embed"),
+            "/v1/embeddings",
+            {"data": [{"embedding": [0.0, 0.0]}]},
+            "answered with an embedding that is none",
+        ),
+        (Purpose("embed"), "/v1/embeddings", {"data": []}, "answered without content"),
+        (Purpose("score"), "/v1/rerank", {"results": [result(2, 0.9), result(0, 0.2), result(1, 0.1)]}, ""),
+        (
+            Purpose("score"),
+            "/v1/rerank",
+            {"results": [result(2, 0.1), result(0, 0.2), result(1, 0.3)]},
+            "answered in no order",
+        ),
+        (
+            Purpose("score"),
+            "/v1/rerank",
+            {"results": [result(2, 0.9), result(2, 0.2), result(1, 0.1)]},
+            "answered without a place for every document",
+        ),
+        (Purpose("score"), "/v1/rerank", {"data": [{"score": 0.5}]}, "answered without content"),
+        (Purpose(takes=("image",)), "/v1/chat/completions", GENERATED, ""),
+    ],
+)
+def test_an_answer_is_judged_by_what_the_model_is_for(
+    gateway: Gateway, purpose: Purpose, path: str, document: Any, problem: str
+) -> None:
+    gateway.behave[path, "chat"] = [(200, document)]
+    found = work(Server(gateway.url, KEY, 5), "chat", purpose).problem
+    assert found.startswith(problem)
+    assert bool(found) == bool(problem)
+
+
+def test_a_model_that_takes_images_is_asked_about_one() -> None:
+    sent: list[Any] = []
+
+    def request(method: str, path: str, body: Any = None) -> Answer:
+        sent.append((method, path, body["messages"][0]["content"]))
+        return Answer(200, json.dumps(GENERATED))
+
+    assert work(request, "m", Purpose(takes=("image", "video"))).problem == ""
+    ((_, path, content),) = sent
+    assert path == "/v1/chat/completions"
+    assert [part["type"] for part in content] == ["image_url", "text"]
+    encoded = content[0]["image_url"]["url"].removeprefix("data:image/png;base64,")
+    assert base64.b64decode(encoded).startswith(b"\x89PNG")
+    assert image_uri((0, 0, 255)) != image_uri((255, 0, 0))
+
+
+def test_adapters_are_asked_for_and_listed_like_models(gateway: Gateway) -> None:
+    routes = [{**ROUTES[0], "adapters": ["tuned"]}]
+    client = Server(gateway.url, KEY, 5)
+    gateway.names = ["chat", "gpt"]
+    found = {one.what: one.problem for one in check_gateway(routes, client, Server(gateway.url, "x", 5), settle_s=0)}
+    assert found["/v1/models"] == "lists chat, gpt, planned chat, gpt, tuned"
+    assert found["model tuned"] == "404: no such model"
 
 
 def test_a_server_that_says_nothing_is_given_up() -> None:

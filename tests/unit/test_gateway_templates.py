@@ -78,6 +78,14 @@ def test_models_on_triton_have_routes_of_their_own_and_are_not_listed() -> None:
     assert "engine_key" not in backend
 
 
+def test_an_adapter_has_the_route_of_its_model_and_names_it() -> None:
+    routes = [{**ROUTES[0], "adapters": ["tuned"]}, ROUTES[1]]
+    assert "tuned model_chat" in render("routes.map", gateway_routes=routes).splitlines()
+    listed = {one["id"]: one for one in json.loads(render("models.json", gateway_routes=routes))["data"]}
+    assert (listed["tuned"]["root"], listed["tuned"]["parent"]) == ("tuned", "chat")
+    assert listed["gpt"]["parent"] is None
+
+
 def test_each_listed_model_has_an_answer_of_its_own() -> None:
     lines = [line for line in render("model_objects.map").splitlines() if not line.startswith("#")]
     assert [json.loads(line.partition(" ")[2]) for line in lines] == json.loads(render("models.json"))["data"]

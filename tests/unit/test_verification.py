@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from fleet.model_work import Purpose
 from fleet.verification import (
     ABSENT,
     FAILED,
@@ -152,7 +153,7 @@ def test_an_engine_that_chooses_its_length_is_not_held_to_one() -> None:
     assert planned == Planned(
         id="chat-1",
         model="chat",
-        task="generate",
+        purpose=Purpose(),
         names=("chat",),
         leads=True,
         gpus=("GPU-a", "GPU-b"),
