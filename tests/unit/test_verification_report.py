@@ -147,3 +147,14 @@ def test_ranks_of_an_instance_over_several_hosts_are_told_apart():
         ["wide-1", "rank", "0", "l40s-01"],
         ["wide-1", "rank", "1", "l40s-02"],
     ]
+
+
+def test_what_came_of_drafted_tokens_is_shown() -> None:
+    drafting = {"drafts": 400, "draft_tokens": 1200, "accepted_tokens": 500}
+    rows = [row("chat-1")]
+    rows[0]["seen"]["drafting"] = drafting
+    text = report({**HOSTS, "l40s-01": {**HOSTS["l40s-01"], "rows": rows}}).text
+    assert "Drafted tokens since the start of the engine:\n" in text
+    assert "  chat-1 on l40s-01: 500 of 1,200 accepted (42%), 2.25 tokens a step.\n" in text
+    rows[0]["seen"]["drafting"] = {"drafts": 0, "draft_tokens": 0, "accepted_tokens": 0}
+    assert "Drafted" not in report({**HOSTS, "l40s-01": {**HOSTS["l40s-01"], "rows": rows}}).text
