@@ -113,10 +113,10 @@ def render_report(given: ReportInput) -> str:
     sections = list(_SECTIONS)
     if given.simulation is not None:
         sections.insert(-1, _SIMULATED)
-    page = _environment().get_template("page")
+    page = page_environment().get_template("page")
     return page.render(
         plan=plan,
-        policy=_policy(),
+        policy=page_policy(),
         style=Markup(STYLE),  # noqa: S704 (our own text)
         digest=hashlib.sha256(canonical_json(plan_to_document(plan)).encode()).hexdigest()[:12],
         sections=sections,
@@ -151,7 +151,8 @@ def render_report(given: ReportInput) -> str:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Where the pages of this project are made: their shared macros, filters and escaping."""
     environment = Environment(
         loader=DictLoader(_templates()),
         autoescape=True,
@@ -184,7 +185,7 @@ def _ids(names: Iterable[str]) -> Markup:
     return Markup(", ").join(whole.format(text) if len(text) <= _WHOLE else Markup.escape(text) for text in texts)
 
 
-def _policy() -> str:
+def page_policy() -> str:
     """Nothing may be loaded or run; the one style sheet is allowed by its hash, the icon is empty."""
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"

@@ -66,6 +66,7 @@ class Panel:
     lines: tuple[Line, ...]
     markers: tuple[Marker, ...]
     rule: Rule | None = None
+    x_label: str = "running sequences"
     left: int = _LEFT
     right: int = WIDTH - _RIGHT
     top: int = _TOP

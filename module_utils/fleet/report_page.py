@@ -38,7 +38,7 @@ width="{{ '%.2f' | format(99 * share) }}%" height="11" rx="3"/>{% endif %}
 <line class="axis" x1="{{ tick.at }}" x2="{{ tick.at }}" y1="{{ one.bottom }}" y2="{{ one.bottom + 4 }}"/>\
 <text class="tick" text-anchor="middle" x="{{ tick.at }}" y="{{ one.bottom + 16 }}">{{ tick.label }}</text>
 {% endfor %}
-<text class="tick" text-anchor="end" x="{{ one.right }}" y="{{ one.bottom + 31 }}">running sequences</text>
+<text class="tick" text-anchor="end" x="{{ one.right }}" y="{{ one.bottom + 31 }}">{{ one.x_label }}</text>
 {% if one.rule %}
 <line class="rule" x1="{{ one.left }}" x2="{{ one.right }}" y1="{{ one.rule.y }}" y2="{{ one.rule.y }}"/>\
 <text class="rule-label" x="{{ one.left + 4 }}" y="{{ one.rule.y - 4 }}">{{ one.rule.label }}</text>
