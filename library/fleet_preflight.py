@@ -44,6 +44,10 @@ options:
     description: Free bytes that a host with an engine needs, by path. What is not named keeps its default.
     type: dict
     default: {}
+  engine_version:
+    description: The version of vLLM that hosts get; where it is installed already, it needs no further space.
+    type: str
+    default: ""
   min_memory_bytes:
     description: Memory that a host needs.
     type: int
@@ -141,6 +145,7 @@ def main() -> None:
             "systems": {"type": "dict"},
             "min_free_bytes": {"type": "dict", "default": {}},
             "engine_min_free_bytes": {"type": "dict", "default": {}},
+            "engine_version": {"type": "str", "default": ""},
             "min_memory_bytes": {"type": "int", "default": 2147483648},
             "drivers": {"type": "dict", "default": {}},
             "documents": {"type": "dict", "default": {}},
@@ -156,6 +161,7 @@ def main() -> None:
         memory_bytes=given["min_memory_bytes"],
         free_bytes={**default.free_bytes, **_counts(module, "min_free_bytes")},
         engine_free_bytes={**default.engine_free_bytes, **_counts(module, "engine_min_free_bytes")},
+        engine_version=given["engine_version"],
     )
     first_port = given["engine_port_base"]
     required = replace(

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from .errors import FleetError
 
 # The first row whose version is not above the engine's counts: version, CUDA as NVML counts it, first branch with it.
-# vLLM 0.33.0 is built with CUDA 13.0 (its wheel's requirements: torch 2.14.0). Of the versions before it none but CPU
-# builds were looked at; they are taken for CUDA 12, which every driver from 525 on runs by minor version compatibility.
+# Read off the requirements of vLLM's wheels: 0.20.0 (torch 2.11.0) to 0.33.0 (torch 2.14.0) bring the libraries of CUDA
+# 13, 0.18.1 and 0.19.1 (torch 2.10.0) those of CUDA 12.8, which drivers from 525 on run by minor version compatibility.
 _ENGINE_NEEDS: tuple[tuple[tuple[int, int], int, int], ...] = (
-    ((0, 33), 13000, 580),
+    ((0, 20), 13000, 580),
     ((0, 0), 12000, 525),
 )
+# The last one with CUDA 12, for hosts whose driver stays below 580.
+LAST_CUDA_12_ENGINE = "0.19.1"
 
 # CUDA of each driver branch, from the table "CUDA Toolkit and Corresponding Driver Versions" of CUDA's release notes.
 _CUDA_OF_BRANCH: tuple[tuple[int, int], ...] = (

@@ -14,6 +14,8 @@ _MIB = 1 << 20
 _GIB = 1 << 30
 # Package lists and certificates bear little more; the script's answer may be a few minutes old when it is judged.
 _CLOCK_TOLERATED_S = 600
+# Where engines are installed.
+_ENGINES = "/opt"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Requirements:
         memory_bytes: of the host.
         free_bytes: by path, on every host.
         engine_free_bytes: by path, on hosts that get an engine; counts instead of ``free_bytes`` where it names a path.
+        engine_version: the engine that they get; where it is installed already, it needs no more of ``/opt``.
         engine_ports: the ports that engines may listen on.
         clock_s: the controller's clock, as seconds since 1970; None leaves the hosts' clocks unjudged.
     """
@@ -45,6 +48,7 @@ class Requirements:
     memory_bytes: int = 2 * _GIB
     free_bytes: Mapping[str, int] = field(default_factory=lambda: {"/etc": 16 * _MIB, "/var/lib": _GIB})
     engine_free_bytes: Mapping[str, int] = field(default_factory=lambda: {"/opt": 10 * _GIB, "/var/lib": 5 * _GIB})
+    engine_version: str = ""
     engine_ports: range = range(8100, 8200)
     clock_s: float | None = None
 
@@ -239,8 +243,11 @@ def _memory(report: HostReport) -> Verdict:
 
 def _disk(report: HostReport) -> Verdict:
     needed = dict(report.required.free_bytes)
+    version = report.required.engine_version
     if report.engine:
         needed |= report.required.engine_free_bytes
+        if version in report.values.get("engine", ()):
+            needed[_ENGINES] = 0
     paths: dict[str, list[str]] = {}
     free: dict[str, int] = {}
     for line in report.values.get("disk", ()):
@@ -260,7 +267,8 @@ def _disk(report: HostReport) -> Verdict:
     for mount, held in paths.items():
         wanted = sum(needed[path] for path in held)
         if free[mount] < wanted:
-            short.append(f"{_size(free[mount])} free on {mount}, {_size(wanted)} are needed for {' and '.join(held)}")
+            words = [f"vLLM {version} in {path}" if version and path == _ENGINES else path for path in held]
+            short.append(f"{_size(free[mount])} free on {mount}, {_size(wanted)} are needed for {' and '.join(words)}")
     if short:
         return blocked(", ".join(short), "free some space, or mount a larger file system there")
     return ok(", ".join(f"{_size(free[mount])} free on {mount}" for mount in paths))

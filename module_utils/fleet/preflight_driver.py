@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .driver_catalog import driver_set
-from .driver_requirements import branch_of, cuda_of_driver, cuda_words, driver_need, engine_words, runs_with_compat
+from .driver_requirements import (
+    LAST_CUDA_12_ENGINE,
+    branch_of,
+    cuda_of_driver,
+    cuda_words,
+    driver_need,
+    engine_words,
+    runs_with_compat,
+)
 from .errors import FleetError
 from .preflight import Row, parse_report
 from .probe_verdict import Verdict, blocked, degraded, ok
@@ -16,7 +24,7 @@ if TYPE_CHECKING:
 
     from .driver_requirements import DriverNeed
 
-_OLDER_ENGINE = "or an older engine (vllm_version)"
+_OLDER_ENGINE = f"or the last engine for CUDA 12 (vllm_version {LAST_CUDA_12_ENGINE})"
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,13 @@ for record in /etc/l40s-fleet/instances/*/instance.json; do
     say own_port "$(tr ',{}' '\n' <"$record" | sed -n 's/^ *"[a-z_]*port": *\([0-9]*\).*/\1/p' | tr '\n' ' ')"
 done
 
+# Engines that are installed whole.
+for marker in /opt/vllm/*/.complete; do
+    [ -e "$marker" ] || continue
+    marker=${marker%/.complete}
+    say engine "${marker##*/}"
+done
+
 # Path, free KiB, mount point and how it is mounted, of the file system that holds the path or will hold it.
 for path in /opt /var/lib /etc; do
     holder=$path

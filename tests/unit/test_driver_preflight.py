@@ -39,13 +39,13 @@ def judge(text: str, **intent: Any) -> tuple[str, str]:
             {"nvidia_module": "550.163.01"},
             {"source": "none"},
             "h: driver: driver 550.163.01 supports CUDA 12.4; vLLM 0.33.0 needs CUDA 13.0, which is driver 580 or "
-            "newer; choose nvidia_repo or cuda_compat, or an older engine (vllm_version)",
+            "newer; choose nvidia_repo or cuda_compat, or the last engine for CUDA 12 (vllm_version 0.19.1)",
         ),
         (
             {"os_version_id": "13"},
             {"source": "distro"},
             "h: driver: driver 550 of distro supports CUDA 12.4; vLLM 0.33.0 needs CUDA 13.0, which is driver 580 or "
-            "newer; choose nvidia_repo or cuda_compat, or an older engine (vllm_version)",
+            "newer; choose nvidia_repo or cuda_compat, or the last engine for CUDA 12 (vllm_version 0.19.1)",
         ),
         ({}, {"source": "distro"}, "h: driver: driver 535 of distro supports CUDA 12.2; vLLM 0.33.0 needs"),
         ({}, {"branch": 570}, "h: driver: driver 570 of nvidia_repo supports CUDA 12.8; vLLM 0.33.0 needs"),
@@ -78,7 +78,7 @@ def test_what_would_stop_a_later_stage_is_one_line(facts: dict[str, str], intent
         ({"nvidia_module": "590.44.01"}, {"source": "none"}, "driver 590.44.01"),
         ({"nvidia_module": "550.163.01"}, {"source": "cuda_compat"}, "driver 550.163.01 with cuda-compat"),
         ({}, {"source": "none", "accelerator": "cpu"}, "engines run on the CPU"),
-        ({"os_version_id": "13"}, {"source": "distro", "engine_version": "0.24.0"}, "driver 550 will be installed"),
+        ({"os_version_id": "13"}, {"source": "distro", "engine_version": "0.19.1"}, "driver 550 will be installed"),
         ({"os_id": "ubuntu", "os_version_id": "24.04"}, {"source": "distro"}, "driver 580 will be installed"),
         ({"os_id": "rocky", "os_version_id": "9.5"}, {}, "driver 580 will be installed"),
         ({"nouveau": "loaded"}, {"reboot": "when_needed"}, "driver 580 will be installed"),

@@ -277,7 +277,12 @@ class TestCatalog:
 
     @pytest.mark.parametrize(
         ("version", "accelerator", "need"),
-        [("0.33.0", "cuda", (13000, 580)), ("0.24.0", "cuda", (12000, 525)), ("0.32.0", "cpu", (0, 0))],
+        [
+            ("0.33.0", "cuda", (13000, 580)),
+            ("0.20.0", "cuda", (13000, 580)),
+            ("0.19.1", "cuda", (12000, 525)),
+            ("0.32.0", "cpu", (0, 0)),
+        ],
     )
     def test_what_an_engine_needs(self, version: str, accelerator: str, need: tuple[int, int]) -> None:
         found = driver_need(version, accelerator)

@@ -144,6 +144,19 @@ def test_a_host_without_an_engine_needs_less_disk() -> None:
     assert len(blocked(small, engine_hosts=["h"])) == 1
 
 
+def test_the_engine_that_lacks_space_is_named_and_one_that_is_there_needs_none() -> None:
+    required = Requirements(engine_free_bytes={"/opt": 12 << 30}, engine_version="0.33.0")
+
+    def lines(**changed: str) -> list[str]:
+        rows = judge({"h": like_sound(disk=disks(opt=3), **changed)}, required)
+        return [row.line() for row in rows if row.status == "blocked"]
+
+    short = "h: disk: 3.0 GiB free on /opt, 12.0 GiB are needed for vLLM 0.33.0 in /opt"
+    assert [line.partition(";")[0] for line in lines()] == [short]
+    assert len(lines(engine="0.32.0")) == 1
+    assert lines(engine="0.32.0\n0.33.0") == []
+
+
 @pytest.mark.parametrize("text", ["", "Sorry, this account is not available.", SOUND[: len(SOUND) // 2]])
 def test_half_an_answer_is_one_line_and_not_ten(text: str) -> None:
     (line,) = blocked(text)

@@ -9,35 +9,18 @@ import platform
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(CHECKOUT / "tests" / "testinfra"))
+
+from made_wheels import PROGRAM, wheel  # noqa: E402
+
 INSTALLER = CHECKOUT / "roles" / "vllm" / "files" / "vllm-install"
 UV = shutil.which("uv") or str(CHECKOUT / "build" / "bootstrap" / "bin" / "uv")
 VERSION = "1.2.3"
-# What vLLM does on --version: the CPU build asks for a distribution named vllm.
-PROGRAM = "def main():\n    import importlib.metadata\n    print(importlib.metadata.version('vllm'))\n"
-
-
-def wheel(directory: Path, name: str, version: str, tag: str, program: str = "") -> str:
-    """Writes a wheel and returns its line of a lock file."""
-    module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}.dist-info"
-    path = directory / f"{module}-{version}-{tag}.whl"
-    files = {
-        f"{module}.py": program,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
-    }
-    if program:
-        files[f"{info}/entry_points.txt"] = f"[console_scripts]\nvllm = {module}:main\n"
-    record = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
-    with zipfile.ZipFile(path, "w") as archive:
-        for file, text in {**files, f"{info}/RECORD": record}.items():
-            archive.writestr(file, text)
-    return f"{name}=={version} \\\n    --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
 
 
 class Setting:
@@ -117,6 +100,25 @@ def test_the_cpu_wheel_of_torch_is_taken_where_it_is(setting):
     (setting.locks / f"requirements-cpu-{VERSION}-torch-cpu.txt").write_text(torch)
     setting.installed()
     assert list(setting.target.glob("lib/python3.*/site-packages/torch-2.0+cpu.dist-info"))
+
+
+def test_a_wheelhouse_is_all_that_is_asked(setting):
+    """The index that is named does not answer."""
+    house = setting.prefix.parent / "house"
+    shutil.copytree(setting.wheels, house)
+    command = [sys.executable, INSTALLER, "--version", VERSION, "--accelerator", "cpu", "--prefix", setting.prefix]
+    command += ["--requirements", setting.locks, "--wheelhouse", house, "--uv", UV]
+    environment = {**os.environ, "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple"}
+    environment.pop("UV_CACHE_DIR", None)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (setting.target / ".complete").exists()
+    # No cache is left, since none was named.
+    assert sorted(path.name for path in setting.prefix.iterdir()) == [f".{VERSION}.lock", VERSION]
+    next(house.glob("torch-*")).unlink()
+    shutil.rmtree(setting.target)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert "torch" in complaint(done)
 
 
 def complaint(done):

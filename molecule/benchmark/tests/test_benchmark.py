@@ -15,7 +15,6 @@ import pytest
 from lab_support import CHECKOUT, LAB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 testinfra_hosts = ["ansible://gateways"]
@@ -81,14 +80,14 @@ def servers(host: Any) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     limit = time.monotonic() + 30
     while complete() != 200 and time.monotonic() < limit:
         time.sleep(0.5)
     directory = tmp_path_factory.mktemp("benchmarks")
     with Users() as users:
         done = benchmark(directory, "-vvv", benchmark_model="chat")
-    yield {"done": done, "directory": directory, "statuses": users.statuses}
+    return {"done": done, "directory": directory, "statuses": users.statuses}
 
 
 def test_the_sweep_ends_well_and_names_the_peak(ran):
@@ -136,7 +135,9 @@ def test_no_secret_is_shown_at_vvv(ran):
 
 
 def test_an_instance_that_fails_its_benchmark_is_put_back(ran, host, tmp_path):
-    done = benchmark(tmp_path, benchmark_instance="tiny-llama-2", benchmark_step_limit_s=1, benchmark_concurrency=[1, 4])
+    done = benchmark(
+        tmp_path, benchmark_instance="tiny-llama-2", benchmark_step_limit_s=1, benchmark_concurrency=[1, 4]
+    )
     assert "1 concurrent: not done in time, stopped" in done.stdout
     assert "4 concurrent: " not in done.stdout
     assert "tiny-llama-2: no request was answered." in done.stdout
