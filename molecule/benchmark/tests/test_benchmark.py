@@ -35,7 +35,10 @@ def benchmark(directory: Path, *arguments: str, **variables: Any) -> subprocess.
     command += ["--extra-vars", json.dumps(given), CHECKOUT / "playbooks" / "benchmark.yml"]
     environment = {**os.environ, "L40S_LAB": LAB, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg")}
     environment |= {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    # Ansible folds long messages.
+    done.stdout = " ".join(done.stdout.split())
+    return done
 
 
 def complete() -> int:

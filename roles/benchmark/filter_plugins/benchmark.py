@@ -17,14 +17,17 @@ description: Choose an instance of the plan, size the steps of the sweep, and ma
 """
 
 
-def benchmark_target(plan: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """The instance and the requests, see ``fleet.benchmark.choose``, as the role's tasks need them."""
+def benchmark_target(plan: Mapping[str, Any], wanted: str, **options: Any) -> dict[str, Any]:
+    """The instance and the requests, see ``fleet.benchmark.choose``, as the role's tasks need them.
+
+    Ansible keeps the argument name ``instance`` to itself.
+    """
     from fleet.benchmark import choose  # noqa: PLC0415
     from fleet.errors import FleetError  # noqa: PLC0415
     from fleet.plan_document import parse_plan  # noqa: PLC0415
 
     try:
-        found = choose(parse_plan(_plain(plan), where="plan"), **_plain(options))
+        found = choose(parse_plan(_plain(plan), where="plan"), instance=wanted, **_plain(options))
     except FleetError as error:
         raise AnsibleFilterError(str(error)) from error
     one = found.instance
