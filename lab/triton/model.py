@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import locale
 import os
 import site
 import sys
@@ -19,8 +20,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-# After Triton's own packages: numpy 2 corrupts its BYTES inputs. The directory's .pth files are read, as in the engine.
-site.addsitedir(os.environ["FLEET_ENGINE_SITE_PACKAGES"])
+# Triton's Python is isolated: it reads no PYTHON variables, and takes text for ASCII. Its own packages come before
+# those of the engine, because numpy 2 corrupts its BYTES inputs; the .pth files of both are read, as in the engine.
+locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+for place in os.environ["FLEET_SITE_PACKAGES"].split(":"):
+    site.addsitedir(place)
 sys.executable = os.environ["FLEET_ENGINE_PYTHON"]
 
 import numpy as np  # noqa: E402
@@ -68,12 +72,13 @@ class TritonPythonModel:
         self.engine = self._in_loop(self._start(arguments))
         self.served = None
         if self._asked_for("REPORT_CUSTOM_METRICS") and not arguments.disable_log_stats:
-            family = pb_utils.MetricFamily(
+            # A metric ends with its family.
+            self.family = pb_utils.MetricFamily(
                 name="vllm:generation_tokens_total",
                 description="Number of generation tokens processed.",
                 kind=pb_utils.MetricFamily.COUNTER,
             )
-            self.served = family.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
+            self.served = self.family.Metric(labels={"model": args["model_name"], "version": args["model_version"]})
         self.running = 0
 
     def execute(self, requests: list[Any]) -> None:

@@ -236,17 +236,11 @@ class TritonHost:
             state = self._systemd.states([unit])[unit]
             states = api.states() if state.active_state == "active" else None
             ready = {name for name, (what, _) in (states or {}).items() if what == "READY"}
-            if states is not None and not server.models.keys() - ready:
-                return {}
-            failed = {
-                f"{unit}: {name}": _first_line(states[name][1])
-                for name in server.models
-                if states is not None and states.get(name, ("", ""))[0] == "UNAVAILABLE" and states[name][1]
-            }
-            # Models load one by one: the others may still come.
+            # Triton opens its ports when every model was tried; an ensemble that lacks a model has no state at all.
             pending = states is None or any(what in ("LOADING", "UNLOADING") for what, _ in states.values())
-            if failed and not pending:
-                return failed
+            if not pending and states is not None:
+                missing = [name for name in server.models if name not in ready]
+                return {f"{unit}: {name}": _first_line(states.get(name, ("", ""))[1]) for name in missing}
             gone = not state.queued and state.active_state in ("failed", "inactive") and elapsed_s > _START_GRACE_S
             if gone or state.restarts > 0 or elapsed_s > self._limit_s:
                 said = last_error(self._systemd.journal(unit, state.invocation))

@@ -7,17 +7,20 @@ that sent messages does not want the prompt back.
 from __future__ import annotations
 
 import json
+import locale
 import os
 import site
 from typing import Any
 
-# Where Triton runs outside of a container, transformers is that of the engine.
-if "FLEET_ENGINE_SITE_PACKAGES" in os.environ:
-    site.addsitedir(os.environ["FLEET_ENGINE_SITE_PACKAGES"])
+# Triton's Python reads no PYTHON variables and takes text for ASCII. Outside of the container numpy is Triton's, and
+# transformers that of the engine.
+locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+for place in filter(None, os.environ.get("FLEET_SITE_PACKAGES", "").split(":")):
+    site.addsitedir(place)
 
-import numpy as np
-import triton_python_backend_utils as pb_utils
-from transformers import AutoTokenizer
+import numpy as np  # noqa: E402
+import triton_python_backend_utils as pb_utils  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
 
 
 class TritonPythonModel:
