@@ -6,18 +6,23 @@ in a run. ``test_probe_faults`` looks at the verdicts, their evidence and remedi
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+import yaml
 from fleet.hardware import gpu_by_name
 from fleet.host_document import parse_hosts
 from fleet.host_notices import notices_of
 from fleet.link_classes import with_link_classes
 from fleet.memory import CONTEXT_BYTES
 from fleet.plan_document import instance_document
+from fleet.probe_nvml import PendingReading
 from plan_samples import model, plan
-from probe_node import BOOT_ID, GPUS, HOST, UUIDS, Node, check
+from probe_node import BOOT_ID, CHECKOUT, GPUS, HOST, RELEASE, UUIDS, Node, check
+from test_driver_probe import HELD, NEXT, kernel, packages
 from test_probe_faults import (
     BUS_ID,
     VICTIM,
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     from fleet.plan_document import Plan
 
 L40S = gpu_by_name("L40S", where="test")
+ORPHAN = "Id=vllm@old-3.service\nLoadState=loaded\nActiveState=failed\nMainPID=0"
 FOUR = model("m", replicas={"min": 4, "max": 4})
 SMALL = model("m", replicas={"min": 4, "max": 4}, max_model_len=2048, quantization="fp8")
 PAIRS = model("m", tensor_parallel=2, replicas={"min": 2, "max": 2})
@@ -125,6 +131,26 @@ def test_a_sound_host_is_used_as_a_whole(node: Node) -> None:
     assert used(made(document)) == set(UUIDS)
     assert made(document).refused == ()
     assert notices_of([host]) == []
+
+
+def on_disk(release: str, **parts: Any) -> Callable[[Node], object]:
+    """A kernel on the host's disk, beside the running one with its module, and a driver from packages."""
+
+    def fault(node: Node) -> None:
+        node.write("root/var/lib/dpkg/status", HELD)
+        if release != RELEASE:
+            kernel(node, RELEASE)
+        kernel(node, release, **parts)
+
+    return fault
+
+
+def two_hosts(bad: dict[str, Any], sound: dict[str, Any]) -> dict[str, Any]:
+    """A second host with GPUs of its own, last by name."""
+    text = json.dumps(sound)
+    for uuid in UUIDS:
+        text = text.replace(uuid, f"{uuid}-z")
+    return {"schema": 1, "hosts": {HOST: bad, "z-sound": json.loads(text)}}
 
 
 @faults(
@@ -360,11 +386,18 @@ def test_another_degradation_is_told_and_the_gpu_is_used(node: Node, fault: Faul
     ("partial checkpoint", "checkpoints", lambda node: node.write("models/.staging-m-0123456789ab/model", "half")),
     ("checkpoint is gone", "checkpoints", runs_what_is_gone),
     ("damaged quarantine", "quarantine_file", lambda node: node.write("quarantine.json", "{")),
+    ("unit without a record", "orphan_units", lambda node: setattr(node, "units", ORPHAN)),
+    ("no module for the next kernel", "next_kernel", on_disk(NEXT, module=False, dkms="added")),
+    ("no headers for the next kernel", "next_kernel", on_disk(NEXT, headers=False, module=False, dkms="added")),
+    ("DKMS did not build", "dkms", on_disk(RELEASE, module=False, dkms="added")),
+    ("packages are not held", "driver_packages", packages(HELD.replace("hold", "install"))),
+    ("packages are half there", "driver_packages", packages(HELD.replace("ok installed", "ok half-configured"))),
 )
 def test_a_degraded_host_is_told_and_used(node: Node, fault: Fault) -> None:
     document, host = probed(node, fault)
     row_of(document["health"], fault, "degraded")
-    assert f"{HOST} is degraded: {fault.check}." in notices_of([host])
+    (notice,) = [line for line in notices_of([host]) if line.startswith(f"{HOST} is degraded: ")]
+    assert fault.check in notice
     assert used(made(document, model("m"))) <= set(UUIDS)
     assert len(made(document, model("m")).instances) == 1
 
@@ -407,3 +440,117 @@ def test_a_lifted_quarantine_gives_the_gpu_back(node: Node) -> None:
     assert UUIDS[VICTIM] not in used(made(node.probe()))
     quarantine(node, acknowledged={BUS_ID: {"boot_id": BOOT_ID, "sequence": 1}})
     assert used(made(node.probe())) == set(UUIDS)
+
+
+@faults(
+    ("ECC errors", "ecc_errors", nvml("ecc_uncorrected_volatile = 3")),
+    ("throttled", "clocks", nvml("throttle_reasons = 0x40")),
+    ("hot", "temperature", nvml("temperature_c = 93")),
+    ("half the lanes", "pcie_width", nvml("link_width = 8")),
+    ("an old slot", "pcie_generation", nvml("link_generation_max = 3", "link_generation = 3")),
+    ("replays", "pcie_replays", nvml("pcie_replay_counter = 5000")),
+    ("power limit", "power_limit", nvml("power_limit_mw = 275000")),
+    ("a little of others", "foreign_memory", nvml("memory_used_mib = 2000")),
+)
+def test_a_degraded_gpu_is_the_last_to_be_used_and_what_runs_there_stays(node: Node, fault: Fault) -> None:
+    # The victim is the first of its switch, and first in line while it is sound.
+    sound = node.probe()
+    three = model("m", replicas={"min": 3, "max": 3})
+    running = made(sound, three).instances
+    document, _ = probed(node, fault)
+    row_of(document["gpus"][VICTIM]["health"], fault, "degraded")
+    assert used(made(document, three)) == {uuid for uuid in UUIDS if uuid != UUIDS[VICTIM]}
+    # Four are wanted: then it is used as well.
+    assert used(made(document)) == set(UUIDS)
+    # What stands on it stays, alone and in a tensor group.
+    for entry in (three, FOUR, PAIRS):
+        before = made(sound, entry).instances
+        after = made(document, entry, before)
+        assert after.moves == ()
+        assert [one.shards for one in after.instances] == [one.shards for one in before]
+        assert [one.engine_args for one in after.instances] == [one.engine_args for one in before]
+    assert {one.id for one in running} == {"m-1", "m-2", "m-3"}
+
+
+@faults(
+    ("lost on the bus", "all_gpus_answer", lost_on_the_bus),
+    ("oops", "kernel_taint", lambda node: node.write("proc/sys/kernel/tainted", str(1 << 7))),
+    ("nouveau may come back", "nouveau_blacklist", not_blacklisted),
+    ("no module for the next kernel", "next_kernel", on_disk(NEXT, module=False, dkms="added")),
+    ("DKMS did not build", "dkms", on_disk(RELEASE, module=False, dkms="added")),
+    ("packages are not held", "driver_packages", packages(HELD.replace("hold", "install"))),
+)
+def test_a_host_that_may_not_come_back_is_the_last_to_be_used(node: Node, fault: Fault) -> None:
+    document, _ = probed(node, fault)
+    other = two_hosts(document, Node(node.directory / "other").probe())
+    (one,) = plan(other, [model("m")]).instances
+    assert one.hosts == ("z-sound",)
+    # With the fault on neither, the first by name has it; what runs on the bad host stays.
+    fine = two_hosts(Node(node.directory / "again").probe(), Node(node.directory / "other").probe())
+    running = plan(fine, [model("m")]).instances
+    assert running[0].hosts == (HOST,)
+    assert plan(other, [model("m")], running).moves == ()
+
+
+class SimulatedFileSystem(NamedTuple):
+    """What statvfs says of a file system that is small, full or read-only."""
+
+    f_blocks: int
+    f_bavail: int
+    f_flag: int = 0
+    f_frsize: int = 4096
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "file_system"),
+    [
+        ("shm", "degraded", SimulatedFileSystem(f_blocks=16 << 10, f_bavail=16 << 10)),
+        ("disk", "degraded", SimulatedFileSystem(f_blocks=1 << 28, f_bavail=1 << 19)),
+        ("disk", "blocked", SimulatedFileSystem(f_blocks=1 << 28, f_bavail=1 << 28, f_flag=os.ST_RDONLY)),
+    ],
+)
+def test_scarce_file_systems(
+    node: Node, monkeypatch: pytest.MonkeyPatch, name: str, status: str, file_system: SimulatedFileSystem
+) -> None:
+    real = os.statvfs
+
+    def statvfs(path: Path) -> Any:
+        return file_system if str(path).endswith("dev/shm") == (name == "shm") else real(path)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    document = node.probe()
+    row = row_of(document["health"], Fault("", name, lambda _: None), status)
+    (host,) = parse_hosts({"schema": 1, "hosts": {HOST: document}}, where="facts.json")
+    if status == "blocked":
+        assert notices_of([host])[0].startswith(f"{HOST} gets nothing new: {name}: {row['evidence']}")
+        assert used(made(document)) == set()
+    else:
+        assert f"{HOST} is degraded: {name}." in notices_of([host])
+        assert used(made(document)) == set(UUIDS)
+
+
+def test_little_host_memory_is_told_and_limits_what_is_placed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.write("proc/meminfo", f"MemTotal: {13 << 20} kB\nMemAvailable: {12 << 20} kB")
+    wait = PendingReading.wait
+    # The check leaves simulated GPUs alone: their memory is none.
+    monkeypatch.setattr(PendingReading, "wait", lambda *given: dataclasses.replace(wait(*given), simulated=False))
+    document = node.probe()
+    row = row_of(document["health"], Fault("", "host_memory", lambda _: None), "degraded")
+    assert "13 GiB for 179 GiB of GPU memory" in row["evidence"]
+    found = made(document)
+    assert 0 < len(used(found)) < len(UUIDS)
+    assert [refusal.constraint for refusal in found.refused] == ["host_memory"]
+
+
+def test_a_plan_from_a_pci_scan_is_marked_and_refused_beyond_a_check(node: Node) -> None:
+    node.machine("fail.nvmlInit = DRIVER_NOT_LOADED")
+    document = node.probe()
+    found = made(document)
+    assert found.instances
+    assert all(one.provisional for one in found.instances)
+    # playbooks/plan.yml refuses on this word alone, and names it.
+    (play,) = yaml.safe_load((CHECKOUT / "playbooks/plan.yml").read_text())
+    (guard,) = [task for task in play["pre_tasks"] if "ansible.builtin.assert" in task]
+    assert document["provisional_because"]
+    assert "provisional_because" in guard["vars"]["plan_unconfirmed"]
+    assert guard["when"] == "not ansible_check_mode"
