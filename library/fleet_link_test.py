@@ -153,16 +153,17 @@ def main() -> None:
     kept = read_kept(path, document["topology_key"], gpus_to_test(document), given["backend"])
     if kept is not None and not given["force"]:
         module.exit_json(changed=False, ran=False, result=kept)
+    engine = Path(given["engine_directory"])
     refusal = why_not_now(document)
+    # A check run comes before the engines do.
+    if refusal is None and not module.check_mode and not (engine / "bin/python").exists():
+        refusal = f"{engine}: no engine is installed there"
     if refusal is not None and given["required"]:
         module.fail_json(msg=f"link test: {refusal}")
     if refusal is not None:
         module.exit_json(changed=False, ran=False, result=None, refusal=refusal)
-    engine = Path(given["engine_directory"])
     if module.check_mode:
         module.exit_json(changed=True, ran=False, result=None)
-    if not (engine / "bin/python").exists():
-        module.fail_json(msg=f"link test: {engine}: no engine is installed there")
     # Ansible ships the core in an archive: the worker's text is handed to the engine's Python as it is.
     program = pkgutil.get_data(link_worker.__package__, "link_worker.py").decode()
     settings = Settings(

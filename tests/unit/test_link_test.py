@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from fleet import link_worker
 from fleet.link_runner import Engine, Outcome, run_task
 from fleet.link_test import (
@@ -247,3 +248,17 @@ def test_the_worker_runs_on_old_pythons_and_says_what_it_lacks() -> None:
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(link_worker.MARK)]
     assert json.loads(line.removeprefix(link_worker.MARK)) == {"error": "ModuleNotFoundError: No module named 'torch'"}
+
+
+def test_links_are_tested_between_the_draft_of_the_plan_and_the_plan() -> None:
+    stages = [play["ansible.builtin.import_playbook"] for play in yaml.safe_load((CHECKOUT / "site.yml").read_text())]
+    order = [f"playbooks/{name}.yml" for name in ("preflight", "drivers", "engines", "probe", "plan", "serve")]
+    assert [stage for stage in stages if stage in order] == order
+    # Preflight drafts the plan, which the probe's condition reads: both by the name that the role registers.
+    draft = yaml.safe_load((CHECKOUT / "playbooks/preflight.yml").read_text())[-1]
+    assert draft["roles"] == [{"role": "plan", "vars": {"plan_draft": True}}]
+    assert "register: plan_result" in (CHECKOUT / "roles/plan/tasks/main.yml").read_text()
+    (probe,) = yaml.safe_load((CHECKOUT / "playbooks/probe.yml").read_text())
+    (task,) = probe["tasks"]
+    assert "plan_result.per_host[inventory_hostname]" in task["when"]
+    assert "probe_result.host.link_test is none" in task["when"]

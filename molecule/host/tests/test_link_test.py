@@ -15,6 +15,7 @@ testinfra_hosts = ["ansible://l40s-03"]
 
 KEPT = "/var/lib/l40s-fleet/link_test.json"
 RUN = ("playbooks/probe.yml", "--limit", "l40s-03", "-e", "fleet_link_test=true")
+TASK = "Test the links between the GPUs"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,6 +27,12 @@ def two_gpus():
     path.write_text(whole)
 
 
+def planned(node, tensor_parallel_size):
+    """The probe as a stage of a run whose plan, as preflight drafted it, has an instance on this node."""
+    instance = {"engine_args": {"tensor_parallel_size": tensor_parallel_size}}
+    return ("playbooks/probe.yml", "--limit", node, "-e", json.dumps({"plan_result": {"per_host": {node: [instance]}}}))
+
+
 def kept(host):
     return json.loads(host.check_output(f"cat {KEPT}"))
 
@@ -34,9 +41,17 @@ def workers(host):
     return host.run("pgrep --full [L]INK-TEST-RESULT").stdout.split()
 
 
-def test_a_pair_that_hangs_is_given_up_and_leaves_no_process(host):
+def test_a_plan_without_tensor_parallelism_needs_none(host):
+    output = play(*planned("l40s-03", 1))
+    assert TASK not in output
+    assert not host.file(KEPT).exists
+
+
+def test_before_a_first_placement_a_pair_that_hangs_is_given_up_and_the_run_goes_on(host):
     begun = time.monotonic()
-    output = play(*RUN, "-e", "probe_link_test_timeout_s=15", "-e", '{"probe_simulated_hangs": ["0-1"]}')
+    output = play(
+        *planned("l40s-03", 2), "-e", "probe_link_test_timeout_s=15", "-e", '{"probe_simulated_hangs": ["0-1"]}'
+    )
     assert time.monotonic() - begun < 60
     assert changed(output) == {1}
     (pair,) = kept(host)["pairs"]
@@ -47,6 +62,7 @@ def test_a_pair_that_hangs_is_given_up_and_leaves_no_process(host):
 
 def test_what_is_kept_is_not_tested_again(host):
     before = host.file(KEPT).mtime
+    assert TASK not in play(*planned("l40s-03", 2))
     assert changed(play(*RUN)) == {0}
     assert host.file(KEPT).mtime == before
 
@@ -82,3 +98,7 @@ def test_it_is_refused_beside_a_serving_instance():
     output = " ".join(play("playbooks/probe.yml", "--limit", "l40s-01", "-e", "fleet_link_test=true", expect=2).split())
     assert "link test: instances run on this host: simulated-1 (active)" in output
     assert "Traceback" not in output
+    # Before a first placement it is left out there.
+    output = play(*planned("l40s-01", 2))
+    assert TASK in output
+    assert changed(output) == {0}
