@@ -1,4 +1,4 @@
-"""Filters between the plan, the quantization of its checkpoints, and their copies."""
+"""Filters between the plan and the quantization of its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 DOCUMENTATION = r"""
 name: fleet_quantize
-short_description: What the quality gate refused, and which hosts copy what was made
+short_description: What the quality gate refused
 description: >-
   Pure functions. C(made) is what the module fleet_quantize said on each host, with the job of each result as C(item).
 """
@@ -33,44 +33,9 @@ def fleet_quantize_refused(
     ]
 
 
-def fleet_quantize_copies(
-    copies: Mapping[str, Sequence[Mapping[str, str]]], made: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, list[dict[str, Any]]]:
-    """The checkpoints that the role model_store is given on each host: on those that copy, and on those that have them.
-
-    Args:
-        copies: of the plan, by host.
-        made: by host.
-    """
-    accepted = {
-        (host, one["item"]["key"]): one
-        for host, results in made.items()
-        for one in results
-        if one.get("outcome") == "accepted" and one.get("files")
-    }
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for host, wanted in copies.items():
-        for copy in wanted:
-            one = accepted.get((copy["maker"], copy["digest"]))
-            if one is None:
-                continue
-            checkpoint = {
-                "name": copy["name"],
-                "digest": copy["digest"],
-                "source_path": "",
-                "base_url": "",
-                "credential": "",
-                "total_bytes": sum(file["bytes"] for file in one["files"].values()),
-                "files": one["files"],
-            }
-            for place in (host, copy["maker"]):
-                found.setdefault(place, {})[copy["digest"]] = checkpoint
-    return {host: list(by_digest.values()) for host, by_digest in found.items()}
-
-
 class FilterModule:
     """What Ansible loads."""
 
     def filters(self) -> dict[str, Any]:
         """Filters by name."""
-        return {"fleet_quantize_refused": fleet_quantize_refused, "fleet_quantize_copies": fleet_quantize_copies}
+        return {"fleet_quantize_refused": fleet_quantize_refused}

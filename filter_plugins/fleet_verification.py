@@ -20,6 +20,7 @@ def fleet_verification(
     hosts: Mapping[str, Mapping[str, Any]],
     gateways: Iterable[Mapping[str, Any]],
     key_reference: str,
+    checkpoints: Mapping[str, Iterable[Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """See ``fleet.verification_report.make_report``; ``gateways`` are the results of a loop over gateways."""
     # Ansible imports every filter plugin in every worker; only the one that calls this needs the report.
@@ -28,7 +29,7 @@ def fleet_verification(
     asked = [
         {"gateway": one["item"]["name"], "url": one["item"]["url"], "findings": one.get("findings")} for one in gateways
     ]
-    return asdict(make_report(plan, hosts, asked, key_reference=key_reference))
+    return asdict(make_report(plan, hosts, asked, key_reference=key_reference, checkpoints=checkpoints or {}))
 
 
 class FilterModule:

@@ -66,11 +66,15 @@ options:
     description:
       - With V(quick), a file is read only if its size, time of change or inode is not what it was when it was last
         verified.
-      - With V(sampled), 256 MiB at random places of the checkpoints are read besides.
+      - With V(sampled), O(sample_bytes) of the checkpoints are read besides, those that are next in turn.
       - With V(full), every file is read.
     type: str
     choices: [quick, sampled, full]
     default: sampled
+  sample_bytes:
+    description: What O(verify=sampled) reads of all checkpoints together.
+    type: int
+    default: 268435456
 attributes:
   check_mode:
     description: Says what is missing, wrong or to be removed, and changes nothing.
@@ -109,6 +113,7 @@ checkpoints:
     directory: {description: The last part of it., type: str, returned: always}
     whole: {description: Every file was there and right., type: bool, returned: always}
     noted: {description: And the note about it is up to date., type: bool, returned: always}
+    origin: {description: It can be had elsewhere than on hosts of the fleet., type: bool, returned: always}
     missing: {description: Files that were not there., type: list, elements: str, returned: always}
     damaged: {description: Files that were not what they should be., type: list, elements: str, returned: always}
     unexpected: {description: Files that do not belong to it., type: list, elements: str, returned: always}
@@ -143,6 +148,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fleet import checkpoint_prune
 from ansible.module_utils.fleet.checkpoint_local import find_local
+from ansible.module_utils.fleet.checkpoint_promote import promote
 from ansible.module_utils.fleet.checkpoint_store import CheckpointStore, parse_wanted
 from ansible.module_utils.fleet.errors import FleetError
 
@@ -165,7 +171,7 @@ def complete(module, store, inspected):
     incomplete = [(wanted, state) for wanted, state in inspected if not (state.whole and state.noted)]
     if not module.check_mode:
         for wanted, state in incomplete:
-            store.promote(wanted, state)
+            promote(store, wanted, state)
     pending = [one.sha256 for one in store.needed(inspected)] if module.check_mode else []
     leftovers = checkpoint_prune.leftovers(store, pending) if module.params["clean"] else []
     if not module.check_mode:
@@ -197,7 +203,13 @@ def run(module):
     store = CheckpointStore(Path(module.params["path"]))
     if module.params["state"] in ("forgotten", "pruned"):
         return remove(module, store)
-    inspected = store.inspect_all(parse_wanted(module.params["checkpoints"]), module.params["verify"])
+    items = module.params["checkpoints"]
+    inspected = store.inspect_all(
+        parse_wanted(items),
+        module.params["verify"],
+        sample_bytes=module.params["sample_bytes"],
+        remember=not module.check_mode,
+    )
     result = (inspect if module.params["state"] == "inspected" else complete)(module, store, inspected)
     result["checkpoints"] = [
         {
@@ -205,11 +217,12 @@ def run(module):
             "directory": wanted.directory,
             "whole": state.whole,
             "noted": state.noted,
+            "origin": bool(item["source_path"] or item["base_url"]),
             "missing": list(state.missing),
             "damaged": list(state.damaged),
             "unexpected": list(state.unexpected),
         }
-        for wanted, state in inspected
+        for item, (wanted, state) in zip(items, inspected, strict=True)
     ]
     return result
 
@@ -238,6 +251,7 @@ def main():
             "known_models": {"type": "list", "elements": "str", "default": []},
             "keep": {"type": "list", "elements": "str", "default": []},
             "verify": {"type": "str", "choices": ["quick", "sampled", "full"], "default": "sampled"},
+            "sample_bytes": {"type": "int", "default": 256 << 20},
         },
         supports_check_mode=True,
     )

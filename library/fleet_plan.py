@@ -103,7 +103,8 @@ options:
     default: false
   report:
     description:
-      - Where a page about the plan (HTML, self-contained) is written, together with O(output) or when it is missing.
+      - Where a page about the plan (HTML, self-contained) is written, together with O(output), when it is missing, or
+        when other quantized checkpoints were made or refused than it tells of.
       - It compares the plan with what runs. Needs O(output).
     type: path
   validate_only:
@@ -165,10 +166,6 @@ quantize_jobs:
   description: The quantized checkpoints that each host is to make, by host name.
   returned: when O(validate_only=false)
   type: dict
-quantize_copies:
-  description: Those that a host copies from another one once they are made, by host name.
-  returned: when O(validate_only=false)
-  type: dict
 known_models:
   description: Names of all models that are wanted or still run somewhere.
   returned: when O(validate_only=false)
@@ -189,6 +186,7 @@ table:
   type: str
 """
 
+import re
 import traceback
 from pathlib import Path
 
@@ -202,6 +200,7 @@ try:
     from ansible.module_utils.fleet.plan_document import Plan, canonical_json, plan_from_json, plan_to_document
     from ansible.module_utils.fleet.plan_stage import StageInput, run_stage, validate
     from ansible.module_utils.fleet.plan_table import plan_lines
+    from ansible.module_utils.fleet.quantize_evidence import mark_of
 except ImportError:
     IMPORT_ERROR = traceback.format_exc()
 
@@ -235,14 +234,27 @@ def write(module, output, text):
     return changed
 
 
+def page_is_about(path, records):
+    """Whether the page is there and tells of these quantized checkpoints and no others."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    marks = re.findall(r'<section [^>]*data-records="([0-9a-f]+)"', text)
+    return marks == ([mark_of(records)] if records else [])
+
+
 def write_report(module, result, plan_changed):
     """Write the page about the plan together with the plan. Returns whether it is another one."""
-    if not plan_changed and Path(module.params["report"]).is_file():
+    path = Path(module.params["report"])
+    # What hosts that did not answer have made is not known, and no reason to take it off the page.
+    current = path.is_file() if result.frozen else page_is_about(path, result.quantized)
+    if current and not plan_changed:
         return False
     # Most runs change nothing and need not load it.
     from ansible.module_utils.fleet.report import ReportInput, render_report  # noqa: PLC0415
 
-    given = ReportInput(plan=result.plan, current=result.applied_plan, hosts=result.hosts)
+    given = ReportInput(plan=result.plan, current=result.applied_plan, hosts=result.hosts, quantized=result.quantized)
     return write(module, module.params["report"], render_report(given))
 
 
@@ -286,7 +298,6 @@ def run(module):
         "checkpoints": result.checkpoints,
         "per_host": result.per_host,
         "quantize_jobs": result.quantize_jobs,
-        "quantize_copies": result.quantize_copies,
         "known_models": list(result.known_models),
         "notices": list(result.notices),
         "table": result.table,

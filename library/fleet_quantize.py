@@ -95,7 +95,8 @@ status:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fleet.errors import FleetError
-from ansible.module_utils.fleet.quantize_host import QuantizeHost, parse_job
+from ansible.module_utils.fleet.quantize_host import QuantizeHost
+from ansible.module_utils.fleet.quantize_job import parse_job
 
 
 def answer(verdict, *, changed):
@@ -115,6 +116,8 @@ def run(module):
     if step == "watch":
         return {"changed": False, **host.watch(job, module.params["seen"], module.params["wait_s"])}
     known = host.verdict(job)
+    if step == "start" and known.outcome == "accepted" and not module.check_mode:
+        host.note(job)
     if step == "look" or known.outcome != "absent":
         return answer(known, changed=False)
     if step == "finish":

@@ -1,4 +1,4 @@
-"""The note in a checkpoint's directory: what each file was when its SHA-256 was right, and samples of it. Does I/O.
+"""The note in a checkpoint's directory: what each file was when its SHA-256 was right. Does I/O.
 
 ``.fleet-checkpoint.json`` holds size, time of change and inode of every file, its SHA-256, and a CRC-32 of every 64 MiB
 of it. While the first three are the noted ones, nobody wrote to the file; the CRCs show what a disk did to it, without
@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import stat
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 NOTE = ".fleet-checkpoint.json"
@@ -106,6 +105,17 @@ def replace_entries(directory: Path, entries: Mapping[str, Any]) -> None:
     write_note(directory, document["model"], document["digest"], {**document["files"], **entries})
 
 
+def distrust(directory: Path, names: Iterable[str]) -> None:
+    """Have the next look read some files again, whatever their stamps are: what a disk did shows in none of them."""
+    noted = read_note(directory)
+    replace_entries(directory, {name: {**noted[name], "mtime_ns": 0} for name in names if name in noted})
+
+
+def is_as_noted(entry: Mapping[str, Any], stamp: Stamp) -> bool:
+    """Whether a file is the one that the note speaks of, by its stamp."""
+    return {**entry, **stamp.__dict__} == entry
+
+
 def entry_of(stamp: Stamp, sums: Sums) -> dict[str, Any]:
     """What the note says of one file."""
     return {**stamp.__dict__, "sha256": sums.sha256, "crc32": list(sums.crc32)}
@@ -118,55 +128,3 @@ def write_note(directory: Path, model: str, digest: str, files: Mapping[str, Any
     temporary.write_text(json.dumps(document) + "\n", encoding="utf-8")
     temporary.chmod(0o644)
     temporary.replace(directory / NOTE)
-
-
-def sampled_damage(directories: Sequence[Path], budget_bytes: int, seed: int | None = None) -> set[tuple[Path, str]]:
-    """Read pieces at random places and compare them with the notes.
-
-    Args:
-        directories: checkpoints that have a note.
-        budget_bytes: how much to read; everything is read where it is no more than that.
-        seed: for a choice that can be repeated.
-
-    Returns:
-        The files with a piece that is not what was noted, as (directory, name).
-    """
-    pieces = [
-        (directory, name, number, crc)
-        for directory in directories
-        for name, entry in sorted(read_note(directory).items())
-        for number, crc in enumerate(entry["crc32"])
-    ]
-    random.Random(seed).shuffle(pieces)  # noqa: S311 (which bytes are looked at is no secret)
-    damaged: set[tuple[Path, str]] = set()
-    for directory, name, number, crc in pieces:
-        if budget_bytes <= 0:
-            break
-        found, length = _piece_crc(directory / name, number)
-        budget_bytes -= length
-        if found != crc:
-            damaged.add((directory, name))
-    return damaged
-
-
-def _piece_crc(path: Path, number: int) -> tuple[int | None, int]:
-    """CRC-32 of one piece as it is on the disk, and how long it is."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None, 0
-    try:
-        start = number * PIECE_BYTES
-        # What is in memory was right when it was read; the disk is what is asked.
-        os.posix_fadvise(descriptor, start, PIECE_BYTES, os.POSIX_FADV_DONTNEED)
-        crc = length = 0
-        while length < PIECE_BYTES and (
-            chunk := os.pread(descriptor, min(_CHUNK_BYTES, PIECE_BYTES - length), start + length)
-        ):
-            crc = zlib.crc32(chunk, crc)
-            length += len(chunk)
-        return crc, length
-    except OSError:
-        return None, 0
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from .model_sources import LocalCheckpoint, read_models_file, resolve_models
 from .plan_document import Plan, instance_document, parse_instance, parse_plan, plan_to_document
 from .plan_table import move_words, plan_table
 from .planning import make_plan
-from .quantize_evidence import evidence_of
+from .quantize_evidence import evidence_of, records_of
 from .quantize_jobs import plan_and_work
 from .quantize_texts import calibration_texts
 from .requests import host_name_faults
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .configurations import ResolvedModel
     from .fetch_description import SourceOptions
     from .plan_document import Instance
-    from .quantize_evidence import Evidence
+    from .quantize_evidence import Evidence, Record
     from .quantize_jobs import Work
     from .quantize_plan import Outcome
     from .requests import ModelRequest
@@ -91,7 +91,7 @@ class StageResult:
         table: the plan for the terminal.
         sources_lock: what the record of sources should hold now; None when it needs no change.
         quantize_jobs: by host, the quantized checkpoints to make there.
-        quantize_copies: by host, those to copy from another host once they are made.
+        quantized: what was made or refused on the hosts that answered, for the report.
         hosts: what the plan was made for, frozen hosts included as far as they are known.
         applied_plan: what runs now according to the hosts; None before the first run.
     """
@@ -107,7 +107,7 @@ class StageResult:
     table: str
     sources_lock: str | None = None
     quantize_jobs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    quantize_copies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    quantized: tuple[Record, ...] = ()
     hosts: tuple[HostDocument, ...] = ()
     applied_plan: Plan | None = None
 
@@ -193,7 +193,7 @@ def run_stage(stage: StageInput) -> StageResult:
         table=table,
         sources_lock=remote.lock_text() if remote else None,
         quantize_jobs=work.jobs,
-        quantize_copies=work.copies,
+        quantized=records_of(probed),
         hosts=(*documents.values(), *remembered.values()),
         applied_plan=applied.plan if applied is not None else None,
     )
@@ -343,26 +343,25 @@ def _checkpoints(
     evidence: Evidence,
 ) -> dict[str, list[dict[str, Any]]]:
     """What each host fetches: sources of models, of prepared ones only where a job reads them or they exist already."""
-    needed: dict[str, dict[str, dict[str, Any]]] = {}
+    needed: dict[str, dict[str, LocalCheckpoint]] = {}
     for one in plan.instances:
-        found = checkpoints.get(one.model)
-        if found is None:
-            continue
-        prepared = outcome.preparations.get(one.model)
         for host in one.hosts:
-            if host in frozen:
-                continue
-            wanted: LocalCheckpoint | None = found
-            if prepared is not None and one.model in work.existing.get(host, ()):
-                holders = evidence.made[prepared.key]
-                made = holders[min(holders)]
-                wanted = LocalCheckpoint(one.model, "", prepared.key, made.total_bytes, made.files)
-            elif prepared is not None and one.model not in work.sources.get(host, ()):
-                wanted = None
-            further = [checkpoints[each.name] for each in one.further_checkpoints if each.name in checkpoints]
-            for each in [wanted, *further] if wanted is not None else further:
-                needed.setdefault(host, {})[each.name] = each.document()
-    return {host: [by_name[name] for name in sorted(by_name)] for host, by_name in sorted(needed.items())}
+            prepared = one.model in outcome.preparations
+            own = [] if prepared and one.model not in work.sources.get(host, ()) else [one.model]
+            for name in [*own, *(each.name for each in one.further_checkpoints)]:
+                if name in checkpoints:
+                    needed.setdefault(host, {})[name] = checkpoints[name]
+    for host, models in work.existing.items():
+        for model in models:
+            key = outcome.preparations[model].key
+            holders = evidence.made[key]
+            made = holders[min(holders)]
+            needed.setdefault(host, {})[model] = LocalCheckpoint(model, "", key, made.total_bytes, made.files)
+    return {
+        host: [by_name[name].document() for name in sorted(by_name)]
+        for host, by_name in sorted(needed.items())
+        if host not in frozen
+    }
 
 
 def _per_host(plan: Plan) -> dict[str, list[dict[str, Any]]]:

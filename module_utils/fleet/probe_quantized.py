@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint_note import read_note, stamp_of
+from .checkpoint_note import is_as_noted, read_note, stamp_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,7 @@ def _whole_files(directory: Path) -> dict[str, dict[str, Any]]:
     files = {}
     for name, entry in read_note(directory).items():
         stamp = stamp_of(directory / name)
-        if stamp is None or {**entry, **stamp.__dict__} != entry:
+        if stamp is None or not is_as_noted(entry, stamp):
             return {}
         files[name] = {"bytes": entry["bytes"], "sha256": entry["sha256"]}
     return files

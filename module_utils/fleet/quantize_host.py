@@ -13,14 +13,15 @@ import os
 import re
 import shutil
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint_note import read_note, sums_of_file
+from .checkpoint_promote import promote
 from .checkpoint_store import INCOMING, NOTE, CheckpointStore, State, Wanted, WantedFile
 from .errors import FleetError
-from .quantize_gate import Figures, Limits, figures_from, figures_words, why_rejected
+from .quantize_gate import figures_from, figures_words, why_rejected
+from .quantize_job import DIGEST, Job, Places, Verdict
 from .systemd import Systemd, UnitState, last_error
 
 if TYPE_CHECKING:
@@ -28,130 +29,8 @@ if TYPE_CHECKING:
 
 RECIPE = "recipe.json"
 SCHEMA = 1
-_IDENTITY = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?-[0-9a-f]{12}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _POLL_S = 0.5
 _RUNNING = ("active", "activating", "reloading")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where things are on a host.
-
-    Attributes:
-        configuration: a directory for each job: ``job.json`` and ``environment``.
-        state: a directory for each job, written by its unit.
-        store: the checkpoints.
-        records: ``rejected/<id>.json``, and ``baselines/`` of sources.
-        quantizers: the environments.
-        text: what is calibrated and judged with where a job names no other text.
-        meminfo: the kernel's account of memory.
-    """
-
-    configuration: Path = Path("/etc/l40s-fleet/quantize")
-    state: Path = Path("/var/lib/l40s-fleet-quantize")
-    store: Path = Path("/var/lib/l40s-fleet/models")
-    records: Path = Path("/var/lib/l40s-fleet/quantize")
-    quantizers: Path = Path("/opt/l40s-fleet/quantizers")
-    text: Path = Path("/usr/local/lib/l40s-fleet/quantize/text/python-reference.txt")
-    meminfo: Path = Path("/proc/meminfo")
-
-    @property
-    def rejected(self) -> Path:
-        """Records of results that were not good enough."""
-        return self.records / "rejected"
-
-    @property
-    def baselines(self) -> Path:
-        """What sources do on held-out texts."""
-        return self.records / "baselines"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One quantized checkpoint that is wanted.
-
-    Attributes:
-        model: its model; the checkpoint's name.
-        key: SHA-256 of source, recipe and tool: the checkpoint's digest before it exists.
-        source_digest: SHA-256 of the source's manifest.
-        recipe: method and parameters.
-        limits: of the quality gate.
-        tool: the environment that makes it, as in ``llmcompressor-0.14.0.1``.
-        gpu: UUID of the GPU; empty for the CPU.
-        cost: what it takes, as ``quantize_costs`` estimates it.
-        judged: ``tokens`` of held-out text, in pieces of ``sequence_length``.
-        text: path of a text on this host; empty for the repository's.
-    """
-
-    model: str
-    key: str
-    source_digest: str
-    recipe: Mapping[str, Any]
-    limits: Limits
-    tool: str
-    gpu: str = ""
-    cost: Mapping[str, Any] = field(default_factory=dict)
-    judged: Mapping[str, int] = field(default_factory=dict)
-    text: str = ""
-
-    @property
-    def id(self) -> str:
-        """Its name, also that of the checkpoint's directory."""
-        return f"{self.model}-{self.key[:12]}"
-
-    @property
-    def source(self) -> str:
-        """Name of the source's directory in the store."""
-        return f"{self.model}-{self.source_digest[:12]}"
-
-    @property
-    def unit(self) -> str:
-        """Its service."""
-        return f"fleet-quantize@{self.id}.service"
-
-
-def parse_job(document: Mapping[str, Any]) -> Job:
-    """The module's argument, checked.
-
-    Raises:
-        FleetError: a digest or a name that is none.
-    """
-    for name in ("key", "source_digest"):
-        if not _DIGEST.fullmatch(document[name]):
-            raise FleetError(f"job.{name}", f"must be 64 hexadecimal digits, got {document[name]!r}")
-    job = Job(
-        model=document["model"],
-        key=document["key"],
-        source_digest=document["source_digest"],
-        recipe=document["recipe"],
-        limits=Limits(**document["limits"]),
-        tool=document["tool"],
-        gpu=document.get("gpu") or "",
-        cost=document.get("cost") or {},
-        judged=document.get("judged") or {},
-        text=document.get("text") or "",
-    )
-    if not _IDENTITY.fullmatch(job.id):
-        raise FleetError("job.model", f"is no name of a model: {job.model!r}")
-    return job
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a job.
-
-    Attributes:
-        outcome: ``accepted``, ``rejected`` or ``absent``.
-        words: the figures, or why there is no checkpoint, in words.
-        figures: as they were measured; None when nothing was.
-        files: size and SHA-256 of an accepted checkpoint's files, by relative path.
-    """
-
-    outcome: str
-    words: str
-    figures: Figures | None = None
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class QuantizeHost:
@@ -169,7 +48,7 @@ class QuantizeHost:
         """
         directory = self._places.store / job.id
         record = _read(directory / RECIPE)
-        if record.get("key") == job.key and self._is_whole(directory, job):
+        if record.get("key") == job.key and self._is_whole(job):
             figures = figures_from(record["figures"], where=str(directory / RECIPE))
             why = why_rejected(figures, job.limits)
             if why:
@@ -289,7 +168,7 @@ class QuantizeHost:
         baseline = directory / "baseline.json"
         if baseline.exists():
             name = str(_read(baseline).get("name"))
-            if _DIGEST.fullmatch(name):
+            if DIGEST.fullmatch(name):
                 _replace(self._places.baselines / f"{name}.json", baseline.read_text(encoding="utf-8"))
         rejected = self._places.rejected / f"{job.id}.json"
         if why:
@@ -327,14 +206,26 @@ class QuantizeHost:
         if directory.exists():
             # Damaged, or it would not have been made again.
             shutil.rmtree(directory)
-        self._store.promote(Wanted(job.model, job.key, files), State(tuple(files), (), (), noted=False))
+        promote(self._store, Wanted(job.model, job.key, files), State(tuple(files), (), (), noted=False))
         if not any(incoming.iterdir()):
             incoming.rmdir()
 
-    def _is_whole(self, directory: Path, job: Job) -> bool:
-        noted = read_note(directory)
+    def note(self, job: Job) -> None:
+        """Brings the note of a checkpoint that is right up to date: until then it is read at every look."""
+        wanted = self._noted(job)
+        state = self._store.inspect(wanted)
+        if state.whole and not state.noted:
+            promote(self._store, wanted, state)
+
+    def _noted(self, job: Job) -> Wanted:
+        """The checkpoint as its note has it."""
+        noted = read_note(self._places.store / job.id)
         files = {name: WantedFile(entry["bytes"], entry["sha256"]) for name, entry in noted.items()}
-        return bool(files) and self._store.inspect(Wanted(job.model, job.key, files)).whole
+        return Wanted(job.model, job.key, files)
+
+    def _is_whole(self, job: Job) -> bool:
+        wanted = self._noted(job)
+        return bool(wanted.files) and self._store.inspect(wanted).whole
 
     def _state(self, job: Job) -> UnitState:
         return self._systemd.states([job.unit])[job.unit]

@@ -1,4 +1,4 @@
-"""From a plan that takes quantized checkpoints for granted to the jobs that make them, and who copies from whom."""
+"""From a plan that takes quantized checkpoints for granted to the jobs that make them, and who has to have which."""
 
 from __future__ import annotations
 
@@ -32,15 +32,13 @@ class Work:
     Args:
         jobs: by host, as the module ``fleet_quantize`` takes them.
         sources: by host, models whose source the jobs read.
-        copies: by host, checkpoints to copy from another host once they are made: ``name``, ``digest``, ``maker``.
-        existing: by host, models whose quantized checkpoint is there or on another host that answered.
+        existing: by host, models whose quantized checkpoint is to be there and is, or is on another host that answered.
         unmakeable: by model, why no host can make its checkpoint now.
         notices: lines for the operator.
     """
 
     jobs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     sources: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    copies: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
     existing: Mapping[str, frozenset[str]] = field(default_factory=dict)
     unmakeable: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
@@ -100,8 +98,8 @@ def work_of(
 ) -> Work:
     """The work of one run.
 
-    A checkpoint is made once, on the first host that will serve it and has a GPU on which nothing runs, and copied to
-    the others.
+    A checkpoint is made once, on the first host that will serve it and has a GPU on which nothing runs. A plan that is
+    made after that has it copied to the others.
 
     Args:
         plan: with the models of ``preparations`` planned as prepared.
@@ -112,7 +110,6 @@ def work_of(
     """
     jobs: dict[str, list[Mapping[str, Any]]] = {}
     sources: dict[str, set[str]] = {}
-    copies: dict[str, list[Mapping[str, str]]] = {}
     existing: dict[str, set[str]] = {}
     unmakeable: dict[str, str] = {}
     notices: list[str] = []
@@ -124,10 +121,10 @@ def work_of(
         if not hosts or not one.key:
             continue
         if holders:
-            for host in hosts:
-                # Alone, a host has nobody to mend it from: a damaged one counts as absent and is made again.
-                if host not in holders or len(holders) > 1:
-                    existing.setdefault(host, set()).add(name)
+            # One that has it and does not serve it gives it to those that lack it.
+            givers = () if set(hosts) <= set(holders) else holders
+            for host in {*hosts, *givers}:
+                existing.setdefault(host, set()).add(name)
             figures = holders[min(holders)].figures
             notices.append(f"{name}: {words(one.recipe)}, on {', '.join(sorted(holders))}: {figures_words(figures)}.")
             continue
@@ -141,14 +138,12 @@ def work_of(
         job = _job(one, gpu)
         jobs.setdefault(maker, []).append(job)
         sources.setdefault(maker, set()).add(name)
-        for host in hosts:
-            if host != maker:
-                copies.setdefault(host, []).append({"name": name, "digest": one.key, "maker": maker})
-        notices.append(f"{name}: {words(one.recipe)}, is made on {maker}: {_cost_words(job['cost'])}.")
+        others = [host for host in hosts if host != maker]
+        copied = f", and copied to {', '.join(others)}" if others else ""
+        notices.append(f"{name}: {words(one.recipe)}, is made on {maker}{copied}: {_cost_words(job['cost'])}.")
     return Work(
         jobs=jobs,
         sources={host: frozenset(names) for host, names in sources.items()},
-        copies=copies,
         existing={host: frozenset(names) for host, names in existing.items()},
         unmakeable=unmakeable,
         notices=tuple(notices),

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from . import report_page_hosts, report_page_models
+from . import report_page_hosts, report_page_models, report_page_quantized
 from .plan_diff import diff_plans
 from .plan_document import canonical_json, plan_to_document
+from .quantize_evidence import mark_of
 from .report_charts import legend_words, panels
 from .report_curves import curves
 from .report_fleet import GpuNames, candidate_rows, change_rows, gpu_kinds, move_rows, rank_memory
@@ -22,6 +23,7 @@ from .report_load import losses, model_loads
 from .report_memory import PART_NAMES
 from .report_models import curve_models
 from .report_page import MACROS, PAGE
+from .report_quantized import quantized_rows
 from .report_style import STYLE
 from .report_summary import (
     bar_document,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from .host_document import HostDocument
     from .plan_document import Plan
+    from .quantize_evidence import Record
     from .report_curves import NoCurve
     from .report_memory import Bar
     from .report_simulation import SimulationTable
@@ -56,6 +59,7 @@ _SECTIONS = (
     ("changes", "Changes"),
     ("candidates", "Candidates"),
 )
+_QUANTIZED = ("quantized", "Quantized")
 _SIMULATED = ("simulation", "Simulated")
 _MARKER_NAMES = (
     ("planned", "planned: where this plan runs it"),
@@ -80,6 +84,7 @@ class ReportInput:
         current: the plan to compare it with; None leaves the comparison out.
         hosts: host documents; without them only the GPUs that the plan uses are known.
         simulation: what a simulation of the plan saw.
+        quantized: checkpoints that the fleet made, and those that the quality gate refused.
         where: the plan's file, for errors.
     """
 
@@ -87,6 +92,7 @@ class ReportInput:
     current: Plan | None = None
     hosts: Sequence[HostDocument] | None = None
     simulation: SimulationTable | None = None
+    quantized: Sequence[Record] = ()
     where: str = "plan"
 
 
@@ -111,6 +117,8 @@ def render_report(given: ReportInput) -> str:
     changes = diff_plans(given.current, plan) if given.current is not None else None
     names = GpuNames(given.hosts, [plan, given.current] if given.current is not None else [plan])
     sections = list(_SECTIONS)
+    if given.quantized:
+        sections.insert(-1, _QUANTIZED)
     if given.simulation is not None:
         sections.insert(-1, _SIMULATED)
     page = page_environment().get_template("page")
@@ -143,6 +151,8 @@ def render_report(given: ReportInput) -> str:
         change_rows=change_rows(changes, names) if changes is not None else [],
         change_words=change_words(changes),
         simulation=given.simulation,
+        quantized=quantized_rows(plan, given.quantized),
+        quantized_mark=mark_of(given.quantized),
         candidates=candidate_rows(plan),
         most_open=_MOST_OPEN if len(views) <= _MOST_OPEN else _FEW_OPEN,
         most_places=_MOST_PLACES,
@@ -174,8 +184,9 @@ def page_environment() -> Environment:
 
 
 def _templates() -> dict[str, str]:
-    sections = vars(report_page_models) | vars(report_page_hosts)
-    return {"macros": MACROS, "page": PAGE} | {name: sections[name.upper()] for name, _ in (*_SECTIONS, _SIMULATED)}
+    sections = vars(report_page_models) | vars(report_page_hosts) | vars(report_page_quantized)
+    names = [name for name, _ in (*_SECTIONS, _QUANTIZED, _SIMULATED)]
+    return {"macros": MACROS, "page": PAGE} | {name: sections[name.upper()] for name in names}
 
 
 def _ids(names: Iterable[str]) -> Markup:

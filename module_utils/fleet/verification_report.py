@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .plan_document import id_order
@@ -12,7 +13,7 @@ from .plan_table import table
 from .verification import ABSENT, OK, UNPLANNED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 WIDTH = 112
 """Columns: Ansible's default output indents text by eight, and a terminal has 120."""
@@ -45,6 +46,7 @@ def make_report(
     gateways: Sequence[Mapping[str, Any]],
     *,
     key_reference: str,
+    checkpoints: Mapping[str, Iterable[Mapping[str, Any]]] = MappingProxyType({}),
 ) -> Report:
     """Put the findings of all hosts and gateways together.
 
@@ -55,6 +57,7 @@ def make_report(
         gateways: ``gateway`` (name), ``url``, and ``findings`` as fleet_verify_gateway returned them; ``findings`` is
             ``None`` where the gateway could not be logged in to.
         key_reference: shell text that gives a client's key, for the line to try.
+        checkpoints: what fleet_checkpoint found of them, by host.
     """
     verdicts = {(row["id"], host): row for host, found in hosts.items() for row in found["rows"]}
     quantizations = _quantizations(plan)
@@ -78,7 +81,7 @@ def make_report(
         statuses.add(row["status"])
         cells.append([row["model"], name, host, *[""] * 5, row["status"]])
 
-    problems = [*_host_problems(hosts), *_gateway_problems(gateways)]
+    problems = [*_host_problems(hosts), *_checkpoint_problems(checkpoints), *_gateway_problems(gateways)]
     answering = any(_answers(one) for one in gateways)
     nothing_runs = statuses <= {ABSENT, _NOT_REACHED} and not answering
     if nothing_runs and plan["instances"]:
@@ -184,6 +187,16 @@ def _host_problems(hosts: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 for one in row["differences"]
             ]
     return problems
+
+
+def _checkpoint_problems(checkpoints: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[str]:
+    return [
+        f"{one['path']} on {host}: {', '.join(one[kind])} {words}; the next run of the stage models brings it anew"
+        for host, found in sorted(checkpoints.items())
+        for one in found
+        for kind, words in (("missing", "missing"), ("damaged", "damaged"))
+        if one[kind]
+    ]
 
 
 def _gateway_problems(gateways: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,11 +1,11 @@
-"""Plans to look at: the example, the lab, one with refusals only, and a large fleet."""
+"""Plans to look at: the example, the lab, quantized checkpoints, one with refusals only, and a large fleet."""
 
 from __future__ import annotations
 
 import copy
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,10 @@ import yaml
 from fleet.engine_options import DEFAULT_ENGINE_VERSION
 from fleet.host_document import HostDocument, parse_hosts
 from fleet.model_sources import resolve_models
+from fleet.plan_document import CheckpointReference
 from fleet.planning import make_plan
+from fleet.quantize_evidence import records_of
+from fleet.quantize_recipes import recipe
 from fleet.report import ReportInput, render_report
 from fleet.requests import parse_requests
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from fleet.plan_document import Plan
 
 EXAMPLE = CHECKOUT / "inventory" / "example"
+KEYS = {"serves": "a" * 64, "kept": "b" * 64, "refused": "c" * 64}
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,43 @@ def lab(directory: Path) -> Case:
         for node in lab_topology.GPU_HOSTS
     }
     return case(*planned({"schema": 1, "hosts": hosts}, models, directory))
+
+
+def quantized() -> Case:
+    """The example with checkpoints that the fleet made: one serves, one on two hosts does not, one was refused."""
+    plan, hosts = planned(*example_documents(), EXAMPLE)
+    model = plan.instances[0].model
+    reference = CheckpointReference(model, KEYS["serves"], 5 << 30)
+    served = [replace(one, checkpoint=reference) if one.model == model else one for one in plan.instances]
+    return case(replace(plan, instances=tuple(served)), hosts, quantized=records_of(quantized_documents(model)))
+
+
+def quantized_documents(model: str) -> dict[str, dict[str, Any]]:
+    """Host documents, as far as quantized checkpoints go."""
+    good = {"source_perplexity": 8.214, "perplexity": 8.391, "agreement": 0.9634, "tokens": 8188}
+    bad = good | {"perplexity": 14.02, "agreement": 0.41}
+    served = quantized_record(model, "serves", "awq", good)
+    kept = quantized_record("another-model", "kept", "int8", good)
+    refused = quantized_record("a-name-that-is-as-long-as-the-name-of-a-model-ok", "refused", "gptqmodel", bad)
+    return {
+        "l40s-a": {"quantized": [served, kept], "quantize_rejected": [refused]},
+        "l40s-b": {"quantized": [kept, {"key": "damaged"}]},
+    }
+
+
+def quantized_record(model: str, key: str, method: str, figures: dict[str, float]) -> dict[str, Any]:
+    """A record as the probe returns it."""
+    return {
+        "model": model,
+        "key": KEYS[key],
+        "source_digest": "5" * 64,
+        "recipe": recipe(method).to_document(),
+        "tool": "llmcompressor-0.14.0.1",
+        "versions": {"llmcompressor": "0.14.0.1", "compressed-tensors": "0.19.0", "torch": "2.13.0"},
+        "figures": figures,
+        "limits": {"max_perplexity_ratio": 1.1, "min_agreement": 0.85},
+        "seconds": {"quantize": 1204.3, "score result": 31.0},
+    }
 
 
 def refused() -> Case:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request
 
 SHOTS = report_cases.CHECKOUT / "build" / "report"
-CASES = ("example", "changed", "lab", "refused", "large")
+CASES = ("example", "changed", "lab", "quantized", "refused", "large")
 SIZES = {360: 780, 1440: 900}
 SCHEMES = ("light", "dark")
 SECTIONS = ["summary", "refusals", "load", "placement", "memory", "curves", "losses", "moves", "changes", "candidates"]
@@ -121,10 +121,11 @@ def test_looks(browser: Browser, written, width: int, scheme: str):
 
 
 def test_sections_and_headings(browser: Browser, written):
-    _, case, path = written
+    name, case, path = written
     page, _ = opened(browser, path, 1440, "light")
     found = page.eval_on_selector_all("main > section", "all => all.map(one => one.id)")
-    assert [one for one in found if one != "simulation"] == SECTIONS
+    assert [one for one in found if one not in ("simulation", "quantized")] == SECTIONS
+    assert ("quantized" in found) == (name == "quantized")
     assert page.locator("main > section > h2").count() == len(found)
     linked = page.eval_on_selector_all("nav a", "all => all.map(one => one.getAttribute('href').slice(1))")
     assert linked == found
@@ -134,6 +135,28 @@ def test_sections_and_headings(browser: Browser, written):
         assert model in summary
     for refusal in case.plan.refused:
         assert refusal.nearest_change in page.locator("#refusals").inner_text()
+    page.close()
+
+
+def test_quantized_checkpoints_show_what_was_measured_and_why_one_was_refused(browser: Browser, tmp_path: Path):
+    path = tmp_path / "report.html"
+    path.write_text(report_cases.quantized().page, encoding="utf-8")
+    page, seen = opened(browser, path, 1440, "light")
+    rows = [row.split("\t") for row in page.locator("#quantized tbody").inner_text().splitlines() if row.strip()]
+    by_verdict = {row[2].split(maxsplit=1)[1]: row for row in rows}
+    assert set(by_verdict) == {"serves", "kept, not used by this plan", "refused"}
+    recipe, figures, agreement, places, on = (by_verdict["serves"][place] for place in (1, 3, 4, 5, 6))
+    assert recipe.startswith("AWQ, 4 bits, groups of 128, 128 samples of 2048 tokens")
+    assert figures == "8.39 / 8.21 = 1.022 (at most 1.10)"
+    assert agreement == "96.3 % (at least 85.0 %)"
+    assert (places, on) == ("8,188", "l40s-a")
+    assert by_verdict["kept, not used by this plan"][6] == "l40s-a, l40s-b"
+    page.evaluate(OPEN_ALL)
+    told = page.locator("#quantized").inner_text()
+    assert "Refused: its perplexity is 1.707 times the source's, at most 1.100 is allowed, and it chooses" in told
+    assert "Libraries: compressed-tensors 0.19.0, llmcompressor 0.14.0.1, torch 2.13.0." in told
+    assert f"Checkpoint {'a' * 12}, of the source {'5' * 12}; it took 1,235 s." in told
+    assert seen == Seen()
     page.close()
 
 

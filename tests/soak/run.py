@@ -1,7 +1,7 @@
 """The long evidence: `make soak`, or one part of it with `make soak PART=kills`.
 
 Each part writes build/soak/PART.json: its figures, the commit, the machine. Parts share a lab of their own, named
-`soak`; that of drivers has one for itself.
+`soak` unless L40S_SOAK_LAB gives it another name; that of drivers has one for itself.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-os.environ["L40S_LAB"] = "soak"
+# A name of its own for each checkout that runs this on one machine.
+LAB = os.environ["L40S_LAB"] = os.environ.get("L40S_SOAK_LAB", "soak")
 sys.path.insert(0, str(ROOT / "molecule" / "site"))
 
 from downloads import downloads  # noqa: E402 (the lab's name has to be known before)
 from drivers import drivers  # noqa: E402
 from fleet_lab import Fleet, settled, working_copy  # noqa: E402
+from quantizers import quantizers  # noqa: E402
 
 
 def kills(seed: int, count: int) -> dict:
@@ -69,7 +71,7 @@ def kills(seed: int, count: int) -> dict:
     return {"seed": seed, "kills": figures}
 
 
-PARTS = {"kills": kills, "downloads": downloads, "drivers": drivers}
+PARTS = {"kills": kills, "downloads": downloads, "drivers": drivers, "quantizers": quantizers}
 
 
 def main() -> int:
@@ -83,7 +85,7 @@ def main() -> int:
     results.mkdir(parents=True, exist_ok=True)
     parts = arguments.parts or list(PARTS)
     if parts != ["drivers"]:
-        subprocess.run([ROOT / "scripts" / "lab", "up", "--name", "soak"], check=True)
+        subprocess.run([ROOT / "scripts" / "lab", "up", "--name", LAB], check=True)
     try:
         for part in parts:
             begun = time.monotonic()
@@ -101,8 +103,8 @@ def main() -> int:
             path.write_text(json.dumps(document, indent=2) + "\n")
             print(f"[soak] {part}: passed in {document['seconds']} s, {path.relative_to(ROOT)}", flush=True)
     finally:
-        subprocess.run([ROOT / "scripts" / "lab", "down", "--name", "soak"], check=False)
-        shutil.rmtree(ROOT / "build" / "lab" / "soak", ignore_errors=True)
+        subprocess.run([ROOT / "scripts" / "lab", "down", "--name", LAB], check=False)
+        shutil.rmtree(ROOT / "build" / "lab" / LAB, ignore_errors=True)
     return 0
 
 

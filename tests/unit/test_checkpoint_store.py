@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import random
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from fleet import checkpoint_note, checkpoint_prune
-from fleet.checkpoint_note import NOTE, read_note, sampled_damage
+from fleet import checkpoint_note, checkpoint_prune, checkpoint_samples
+from fleet.checkpoint_note import NOTE, read_note
+from fleet.checkpoint_promote import promote
+from fleet.checkpoint_samples import cursor_of, damage_in_turn
 from fleet.checkpoint_store import CheckpointStore, Wanted, WantedFile, parse_wanted
 from fleet.errors import FleetError
 
@@ -40,7 +44,7 @@ def fetch(store: CheckpointStore, wanted: Wanted, contents: dict[str, bytes] = C
 
 def bring(store: CheckpointStore, wanted: Wanted, contents: dict[str, bytes] = CONTENTS) -> list[str]:
     needed = fetch(store, wanted, contents)
-    store.promote(wanted, store.inspect(wanted))
+    promote(store, wanted, store.inspect(wanted))
     checkpoint_prune.remove_empty(store)
     return needed
 
@@ -89,33 +93,79 @@ def flip(path: Path, at: int = 100) -> None:
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
 
-def test_a_quick_look_reads_no_file_and_samples_find_a_flipped_bit(store, present):
+def damaged(store, wanted, verify, **options):
+    ((_, state),) = store.inspect_all([wanted], verify, **options)
+    return state.damaged
+
+
+@pytest.mark.parametrize("verify", ["sampled", "full"])
+def test_a_bit_that_flipped_under_an_unchanged_stamp_is_found_and_every_later_look_knows_it(store, present, verify):
     flip(store.path(present) / "model.safetensors")
-    assert store.inspect(present).whole, "size, time and inode are as noted, so the file was not read"
-    for verify in ("sampled", "full"):
-        ((_, state),) = store.inspect_all([present], verify)
-        assert state.damaged == ("model.safetensors",)
-    ((_, state),) = store.inspect_all([present], "quick")
-    assert state.whole
+    assert damaged(store, present, "quick") == (), "size, time and inode are as noted, so the file was not read"
+    assert damaged(store, present, verify, remember=False) == ("model.safetensors",)
+    assert damaged(store, present, "quick") == (), "a check run writes nothing down"
+    assert damaged(store, present, verify) == ("model.safetensors",)
+    assert damaged(store, present, "quick") == ("model.safetensors",)
+    ((_, state),) = inspected = store.inspect_all([present], "quick")
+    assert [one.name for one in store.needed(inspected)] == ["model.safetensors"]
+    fetch_needed(store, present, state)
+    promote(store, present, state)
+    assert damaged(store, present, "full") == ()
+    assert store.inspect(present).noted
 
 
-def test_samples_read_no_more_than_they_may_and_find_what_is_in_their_piece(store, monkeypatch):
-    monkeypatch.setattr(checkpoint_note, "PIECE_BYTES", 1 << 10)
-    data = {"model.safetensors": bytes(64 << 10)}
+def in_small_pieces(store, monkeypatch, pieces=64):
+    """A checkpoint of two files, both cut into pieces of 1 KiB."""
+    for module in (checkpoint_note, checkpoint_samples):
+        monkeypatch.setattr(module, "PIECE_BYTES", 1 << 10)
+    chance = random.Random(7)  # noqa: S311 (bytes to look at)
+    data = {"config.json": chance.randbytes(700), "model.safetensors": chance.randbytes((pieces << 10) - 100)}
     wanted = wanted_of(data)
     bring(store, wanted, data)
-    assert len(read_note(store.path(wanted))["model.safetensors"]["crc32"]) == 64
-    flip(store.path(wanted) / "model.safetensors", at=40 << 10)
-    found = [bool(sampled_damage([store.path(wanted)], 8 << 10, seed)) for seed in range(200)]
-    assert 5 <= sum(found) <= 60, "an eighth of the file is read each time"
-    assert sampled_damage([store.path(wanted)], 64 << 10, 1)
+    assert [len(one["crc32"]) for one in read_note(store.path(wanted)).values()] == [1, pieces]
+    return wanted
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_samples_find_a_flipped_bit_of_any_file_at_any_place_within_as_many_runs_as_it_takes(store, monkeypatch, seed):
+    wanted = in_small_pieces(store, monkeypatch)
+    chance = random.Random(seed)  # noqa: S311 (places)
+    budget = 8 << 10
+    # Some runs before the damage: it may come behind the place that is next.
+    for _ in range(chance.randrange(9)):
+        assert damaged(store, wanted, "sampled", sample_bytes=budget) == ()
+    name = ("config.json", "model.safetensors")[seed % 3 > 0]
+    size = wanted.files[name].bytes
+    flip(store.path(wanted) / name, at=(0, size - 1, chance.randrange(size))[seed % 3])
+    runs = math.ceil(65 / 8)
+    found = [damaged(store, wanted, "sampled", sample_bytes=budget) for _ in range(runs)]
+    assert (name,) in found
+    assert damaged(store, wanted, "quick") == (name,)
+
+
+def test_samples_read_no_more_than_they_may(store, monkeypatch):
+    wanted = in_small_pieces(store, monkeypatch)
+    read = []
+    real = checkpoint_samples._piece_crc
+    monkeypatch.setattr(checkpoint_samples, "_piece_crc", lambda path, n: read.append((path.name, n)) or real(path, n))
+    cursor = cursor_of(store.root)
+    for _ in range(3):
+        damage_in_turn([store.path(wanted)], 8 << 10, cursor, advance=True)
+    assert read == [("config.json", 0), *(("model.safetensors", n) for n in range(24))]
+    read.clear()
+    damage_in_turn([store.path(wanted)], 1 << 20, cursor, advance=False)
+    assert len(read) == 65, "everything where it is no more than the budget"
+    read.clear()
+    cursor.write_text("damaged")
+    damage_in_turn([store.path(wanted)], 1, cursor, advance=True)
+    assert read == [("config.json", 0)], "one that says nothing means the beginning"
 
 
 def test_a_file_that_was_touched_is_read_again_and_noted(store, present):
     os.utime(store.path(present) / "config.json", ns=(1, 1))
     state = store.inspect(present)
     assert (state.whole, state.noted) == (True, False)
-    store.promote(present, state)
+    promote(store, present, state)
     assert store.inspect(present).noted
 
 
@@ -137,7 +187,7 @@ def test_damage_is_found_and_mended_by_fetching_that_file_alone(store, present, 
         [] if damage == "remove" else ["model.safetensors"]
     )
     fetch_needed(store, present, state)
-    store.promote(present, state)
+    promote(store, present, state)
     assert store.inspect(present, full=True).whole
     assert store.inspect(twin, full=True).whole, "who shared the damaged file has the new one too"
     assert store.inspect(twin).noted
@@ -157,7 +207,7 @@ def test_a_file_that_does_not_belong_there_is_removed(store, present):
     (store.path(present) / "model-00002.safetensors").write_bytes(b"x")
     state = store.inspect(present)
     assert state.unexpected == ("model-00002.safetensors",)
-    store.promote(present, state)
+    promote(store, present, state)
     assert store.inspect(present).whole
 
 
@@ -177,7 +227,7 @@ def test_a_fetch_that_was_cut_off_is_seen_as_such(store):
     sha256 = wanted.files["model.safetensors"].sha256
     store.incoming(sha256).write_bytes(b"half")
     with pytest.raises(FleetError, match=r"model\.safetensors: was not fetched, 4 of 16384 bytes are there"):
-        store.promote(wanted, store.inspect(wanted))
+        promote(store, wanted, store.inspect(wanted))
     (needed,) = (one for one in store.needed([(wanted, store.inspect(wanted))]) if one.sha256 == sha256)
     assert needed.have_bytes == 4
     bring(store, wanted)
@@ -193,11 +243,11 @@ def test_what_the_fetching_user_puts_there_is_never_followed(store, tmp_path):
     path.unlink()
     path.symlink_to(secret)
     with pytest.raises(FleetError, match=r"config\.json: was not fetched"):
-        store.promote(wanted, store.inspect(wanted))
+        promote(store, wanted, store.inspect(wanted))
     path.unlink()
     os.link(secret, path)
     with pytest.raises(FleetError, match="is no file of its own"):
-        store.promote(wanted, store.inspect(wanted))
+        promote(store, wanted, store.inspect(wanted))
     assert not store.path(wanted).exists()
 
 

@@ -7,7 +7,22 @@ import sys
 
 import pytest
 from fleet.plan_document import plan_from_json
+from fleet.quantize_recipes import recipe
 from plan_samples import ENGINE, ROOT, facts, model, models_text
+
+FIGURES = {"source_perplexity": 10.0, "perplexity": 10.4, "agreement": 0.96, "tokens": 8188}
+QUANTIZED = {
+    "model": "m",
+    "key": "a" * 64,
+    "source_digest": "5" * 64,
+    "recipe": recipe("awq").to_document(),
+    "tool": "llmcompressor-0.14.0.1",
+    "versions": {"llmcompressor": "0.14.0.1"},
+    "figures": FIGURES,
+    "limits": {"max_perplexity_ratio": 1.1, "min_agreement": 0.85},
+    "seconds": {"quantize": 12.5},
+    "files": {},
+}
 
 TASKS = """
 - hosts: localhost
@@ -150,3 +165,21 @@ def test_the_report_is_written_with_the_plan(run, tmp_path):
     (again,) = run(case(tmp_path, [model("m"), model("n")], report=str(report)))
     assert again["changed"]
     assert report.is_file()
+
+
+def test_the_report_is_written_again_when_another_checkpoint_was_quantized(run, tmp_path):
+    report = tmp_path / "state" / "report.html"
+    plain = case(tmp_path, [model("m")], report=str(report))
+    judged = {**plain, "hosts": {name: {**one, "quantized": [QUANTIZED]} for name, one in plain["hosts"].items()}}
+    first, made, again = run(plain, judged, judged)
+    assert [one["changed"] for one in (first, made, again)] == [True, True, False]
+    assert first["plan"] == made["plan"], "the figures are in the report and not in the plan"
+    text = report.read_text()
+    assert "10.40 / 10.00 = 1.040 (at most 1.10)" in text
+    # Of a host that did not answer nothing is known: its figures stay on the page.
+    (frozen,) = run({**judged, "hosts": {}, "applied": [first["applied_document"]]})
+    assert not frozen["changed"]
+    assert report.read_text() == text
+    (gone,) = run(plain)
+    assert gone["changed"]
+    assert 'id="quantized"' not in report.read_text()

@@ -40,7 +40,14 @@ def inspected(checkpoints, lacking=(), have_bytes=0, local=()):
         if one["name"] in lacking
         for file in one["files"].values()
     }
-    states = [{"directory": directory(one), "whole": one["name"] not in lacking} for one in checkpoints]
+    states = [
+        {
+            "directory": directory(one),
+            "whole": one["name"] not in lacking,
+            "origin": bool(one["source_path"] or one["base_url"]),
+        }
+        for one in checkpoints
+    ]
     return {"checkpoints": states, "needed": list(needed.values())}
 
 
@@ -119,6 +126,32 @@ def test_a_host_serves_what_another_one_lacks():
     put = {"h1": [{"directory": directory(LLAMA)}]}
     assert filters.model_store_served(found, put) == {"h1": [directory(LLAMA)]}
     assert filters.model_store_served(found, {}) == {}
+
+
+MADE = checkpoint("made", ["m"], base_url="")
+
+
+def test_what_the_fleet_made_is_copied_even_where_hosts_fetch_for_themselves():
+    found = {"h1": inspected([LLAMA, MADE]), "h2": inspected([LLAMA, MADE], ["llama", "made"])}
+    served = filters.model_store_served(found, {}, peers=False)
+    assert served == {"h1": [directory(MADE)]}
+    assert filters.model_store_lost(found) == []
+    first = filters.model_store_round([LLAMA, MADE], "h2", found, peers=False)
+    assert {one["label"] for one in first} == {"llama/a", "llama/b c"}
+    servers = filters.model_store_servers(served, "h2", {"h1": "10.0.0.1"}, 8099)
+    (rest,) = filters.model_store_rest([LLAMA, MADE], "h2", found, first, servers)
+    assert (rest["label"], rest["locations"]) == (
+        "made/m",
+        [[f"https://10.0.0.1:8099/{MADE['files']['m']['sha256']}", "peer"]],
+    )
+
+
+def test_what_the_fleet_made_and_nobody_has_whole_is_lost_and_left_to_be_made_again():
+    found = {"h1": inspected([LLAMA, MADE], ["llama", "made"]), "h2": inspected([MADE], ["made"])}
+    lost = filters.model_store_lost(found)
+    assert lost == [directory(MADE)]
+    assert filters.model_store_kept([LLAMA, MADE], lost) == [LLAMA]
+    assert filters.model_store_kept([MADE], lost) == []
 
 
 def test_hosts_begin_with_different_servers():

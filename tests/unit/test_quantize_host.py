@@ -9,7 +9,8 @@ import pytest
 from fleet.checkpoint_note import read_note
 from fleet.errors import FleetError
 from fleet.probe_quantized import read_quantized
-from fleet.quantize_host import Places, QuantizeHost, parse_job
+from fleet.quantize_host import QuantizeHost
+from fleet.quantize_job import Places, parse_job
 from fleet.quantize_recipes import recipe
 from fleet.systemd import Systemd
 

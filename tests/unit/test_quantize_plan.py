@@ -64,7 +64,7 @@ def test_nothing_is_quantized_where_nothing_asks_for_it():
     models = known(model("m"))
     outcome, work = run(facts("a"), models)
     assert outcome.preparations == {}
-    assert (work.jobs, work.copies, work.notices) == ({}, {}, ())
+    assert (work.jobs, work.notices) == ({}, ())
     assert outcome.plan.instances[0].checkpoint == models[0].checkpoint
 
 
@@ -92,7 +92,7 @@ def test_the_plan_is_the_same_before_and_after_it_was_made():
     assert [one.engine_args for one in after.plan.instances] == [one.engine_args for one in before.plan.instances]
     assert [one.checkpoint for one in after.plan.instances] == [one.checkpoint for one in before.plan.instances]
     assert [one.reasons for one in after.plan.instances] == [one.reasons for one in before.plan.instances]
-    assert (work.jobs, work.copies) == ({}, {})
+    assert work.jobs == {}
     assert "perplexity 10.20 against 10.00 (1.020 times)" in work.notices[0]
 
 
@@ -100,16 +100,18 @@ def test_it_is_made_once_and_copied():
     models = known(model("m", quantization="awq", replicas={"min": 2}))
     _, work = run(facts("a", "b"), models)
     assert list(work.jobs) == ["a"]
-    assert work.copies == {"b": [{"name": "m", "digest": key(models, "awq"), "maker": "a"}]}
     assert work.sources == {"a": {"m"}}
+    assert "is made on a, and copied to b: about " in work.notices[0]
 
 
-def test_a_host_that_lacks_it_fetches_it_like_any_other():
-    models = known(model("m", quantization="awq", replicas={"min": 2}))
-    _, work = run(facts("a", "b"), models, made(models, "awq", "b"))
-    assert (work.jobs, work.copies) == ({}, {})
-    # b alone has it: nobody could mend it there, so it is not asked to verify what it cannot fetch.
-    assert work.existing == {"a": {"m"}}
+@pytest.mark.parametrize(
+    ("holders", "asked"), [("b", "ab"), ("ab", "ab"), ("c", "abc"), ("abc", "ab")], ids=["one", "both", "other", "all"]
+)
+def test_whoever_has_it_verifies_it_and_gives_it_to_those_that_lack_it(holders, asked):
+    models = known(model("m", quantization="awq", replicas={"min": 2}, placement={"hosts": ["a", "b"]}))
+    _, work = run(facts("a", "b", "c"), models, made(models, "awq", *holders))
+    assert work.jobs == {}
+    assert work.existing == {name: {"m"} for name in asked}
 
 
 def test_what_the_gate_refused_is_planned_around_and_said():

@@ -85,16 +85,6 @@ def test_only_refusals_of_this_plan_count():
     assert filters.fleet_quantize_refused(jobs, made("a", "accepted")) == []
 
 
-def test_copies_are_given_to_those_that_copy_and_to_the_maker():
-    copies = {"b": [{"name": "m", "digest": "k", "maker": "a"}]}
-    files = {"x": {"bytes": 3, "sha256": "s"}}
-    found = filters.fleet_quantize_copies(copies, made("a", "accepted", files=files))
-    assert sorted(found) == ["a", "b"]
-    assert found["b"][0] == found["a"][0]
-    assert (found["b"][0]["name"], found["b"][0]["digest"], found["b"][0]["total_bytes"]) == ("m", "k", 3)
-    assert filters.fleet_quantize_copies(copies, made("a", "rejected")) == {}
-
-
 @pytest.mark.parametrize("accelerator", ["cpu", "cuda"])
 def test_the_unit_has_no_rights_and_no_network(accelerator):
     variables = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())

@@ -49,7 +49,6 @@ def test_from_the_source_to_two_copies_and_then_nothing(tmp_path, source):
     ((job,),) = first.quantize_jobs.values()
     assert list(first.quantize_jobs) == list(first.checkpoints) == ["a"]
     assert first.checkpoints["a"][0]["digest"] == job["source_digest"]
-    assert first.quantize_copies == {"b": [{"name": "m", "digest": job["key"], "maker": "a"}]}
     record = {"quantized": [{"key": job["key"], "figures": GOOD, "files": FILES}]}
     second = run_stage(
         stage(
@@ -58,13 +57,23 @@ def test_from_the_source_to_two_copies_and_then_nothing(tmp_path, source):
     )
     assert second.plan.instances == first.plan.instances
     assert second.applied_document == first.applied_document
-    assert (second.quantize_jobs, second.quantize_copies) == ({}, {})
+    assert second.quantize_jobs == {}
     # Both verify it, each with the other to mend it from; the source is not fetched again.
     assert {host: [one["digest"] for one in listed] for host, listed in second.checkpoints.items()} == {
         "a": [job["key"]],
         "b": [job["key"]],
     }
     assert second.checkpoints["a"][0]["files"] == FILES
+
+
+def test_once_it_is_made_the_same_plan_has_it_copied(tmp_path, source):
+    first = run_stage(stage(tmp_path, source))
+    record = {"quantized": [{"key": first.quantize_jobs["a"][0]["key"], "figures": GOOD, "files": FILES}]}
+    again = run_stage(stage(tmp_path, source, {"a": record}))
+    assert plan_to_document(again.plan) == plan_to_document(first.plan)
+    assert again.quantize_jobs == {}
+    assert again.checkpoints["a"] == again.checkpoints["b"]
+    assert (again.checkpoints["b"][0]["source_path"], again.checkpoints["b"][0]["base_url"]) == ("", "")
 
 
 def test_a_refusal_brings_the_source_to_every_host(tmp_path, source):

@@ -158,3 +158,9 @@ def test_what_came_of_drafted_tokens_is_shown() -> None:
     assert "  chat-1 on l40s-01: 500 of 1,200 accepted (42%), 2.25 tokens a step.\n" in text
     rows[0]["seen"]["drafting"] = {"drafts": 0, "draft_tokens": 0, "accepted_tokens": 0}
     assert "Drafted" not in report({**HOSTS, "l40s-01": {**HOSTS["l40s-01"], "rows": rows}}).text
+
+
+def test_checkpoints_that_are_damaged_are_differences():
+    stored = {"h1": [{"path": "/m/a", "missing": [], "damaged": []}, {"path": "/m/b", "missing": [], "damaged": ["w"]}]}
+    report = make_report({"instances": []}, {}, [], key_reference="$K", checkpoints=stored)
+    assert report.problems == ("/m/b on h1: w damaged; the next run of the stage models brings it anew",)

@@ -40,6 +40,22 @@ def model_store_sources(inspected: Mapping[str, Mapping[str, Any]], *, peers: bo
     return {name: None if name in holders else host for name, (_, host) in chosen.items()}
 
 
+def model_store_lost(inspected: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Directories of checkpoints that no host has whole and that come from nowhere: the fleet made them.
+
+    Args:
+        inspected: by host.
+    """
+    found = [one for each in inspected.values() for one in each["checkpoints"]]
+    whole = {one["directory"] for one in found if one["whole"]}
+    return sorted({one["directory"] for one in found if not one["origin"]} - whole)
+
+
+def model_store_kept(checkpoints: Sequence[Mapping[str, Any]], lost: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The checkpoints of a host without those that are lost."""
+    return [one for one in checkpoints if _directory(one) not in lost]
+
+
 def model_store_round(
     checkpoints: Sequence[Mapping[str, Any]],
     host: str,
@@ -55,7 +71,11 @@ def model_store_round(
         peers: hosts copy from each other.
     """
     sources = model_store_sources(inspected, peers=peers)
-    mine = [one for one in checkpoints if not peers or sources.get(_directory(one)) == host]
+    mine = [
+        one
+        for one in checkpoints
+        if (sources.get(_directory(one)) == host if peers else one.get("source_path") or one.get("base_url"))
+    ]
     return [item for need in inspected[host]["needed"] if (item := _item(need, mine, [])) is not None]
 
 
@@ -108,19 +128,24 @@ def model_store_complete(
 def model_store_served(
     inspected: Mapping[str, Mapping[str, Any]],
     fetched: Mapping[str, Sequence[Mapping[str, Any]]],
+    peers: bool = True,
 ) -> dict[str, list[str]]:
     """The checkpoints that each host can serve and another one still needs.
 
     Args:
         inspected: by host, of those that are still in the play.
         fetched: by host, the checkpoints that were put in place in the first round.
+        peers: hosts copy from each other. Otherwise only what the fleet made is copied, which can be had nowhere else.
     """
+    copied = {
+        one["directory"] for found in inspected.values() for one in found["checkpoints"] if peers or not one["origin"]
+    }
     has = {
         host: {one["directory"] for one in found["checkpoints"] if one["whole"]}
         | {one["directory"] for one in fetched.get(host, ())}
         for host, found in inspected.items()
     }
-    lacking = {
+    lacking = copied & {
         one["directory"]
         for host, found in inspected.items()
         for one in found["checkpoints"]
@@ -200,6 +225,8 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Filters by name."""
         return {
+            "model_store_kept": model_store_kept,
+            "model_store_lost": model_store_lost,
             "model_store_referenced": model_store_referenced,
             "model_store_round": model_store_round,
             "model_store_rest": model_store_rest,
