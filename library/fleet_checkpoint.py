@@ -75,6 +75,10 @@ options:
     description: What O(verify=sampled) reads of all checkpoints together.
     type: int
     default: 268435456
+  also_bytes:
+    description: What is going to be written to the same disk besides, with O(state=inspected).
+    type: int
+    default: 0
 attributes:
   check_mode:
     description: Says what is missing, wrong or to be removed, and changes nothing.
@@ -155,7 +159,7 @@ from ansible.module_utils.fleet.errors import FleetError
 
 def inspect(module, store, inspected):
     needed = store.needed(inspected)
-    store.check_space(needed)
+    store.check_space(needed, module.params["also_bytes"])
     local = find_local([Path(path) for path in module.params["local_directories"]], needed)
     items = [{**one.__dict__, "local": [str(path) for path in local.get(one.sha256, [])]} for one in needed]
     whole = all(state.whole and state.noted for _, state in inspected)
@@ -252,6 +256,7 @@ def main():
             "keep": {"type": "list", "elements": "str", "default": []},
             "verify": {"type": "str", "choices": ["quick", "sampled", "full"], "default": "sampled"},
             "sample_bytes": {"type": "int", "default": 256 << 20},
+            "also_bytes": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )

@@ -136,8 +136,12 @@ class CheckpointStore:
                 found.setdefault(file.sha256, Needed(file.sha256, file.bytes, have, wanted.name, name))
         return tuple(found.values())
 
-    def check_space(self, needed: Sequence[Needed]) -> None:
+    def check_space(self, needed: Sequence[Needed], also_bytes: int = 0) -> None:
         """Refuses what does not fit on the disk, all checkpoints of the host together.
+
+        Args:
+            needed: what is still to be fetched.
+            also_bytes: what will be written besides, such as checkpoints that are to be quantized here.
 
         Raises:
             FleetError: with what is needed by model, and what is missing.
@@ -148,13 +152,12 @@ class CheckpointStore:
         for one in needed:
             by_model[one.model] = by_model.get(one.model, 0) + one.bytes - one.have_bytes
         total = sum(by_model.values())
-        lacking = total + _RESERVE_BYTES - free_bytes
-        if total and lacking > 0:
+        lacking = total + also_bytes + _RESERVE_BYTES - free_bytes
+        if total + also_bytes and lacking > 0:
             models = ", ".join(f"{name} {_gib(size)}" for name, size in sorted(by_model.items()))
-            problem = (
-                f"{_gib(total)} to fetch ({models}) and {_gib(_RESERVE_BYTES)} to leave, {_gib(free_bytes)} free: "
-            )
-            raise FleetError(str(self.root), f"{problem}{_gib(lacking)} are missing")
+            also = f", {_gib(also_bytes)} to quantize" if also_bytes else ""
+            problem = f"{_gib(total)} to fetch ({models}){also} and {_gib(_RESERVE_BYTES)} to leave"
+            raise FleetError(str(self.root), f"{problem}, {_gib(free_bytes)} free: {_gib(lacking)} are missing")
 
     def prepare_incoming(self, owner: tuple[int, int] | None = None) -> None:
         """Makes the directory that files gather in. ``owner`` (uid, gid) is who may write there, None this user.

@@ -57,6 +57,9 @@ class Hub:
             import huggingface_hub  # noqa: PLC0415 (half a second that a fleet of local checkpoints need not spend)
         except ImportError:
             raise FleetError("huggingface_hub", "is not installed on the controller (run `make setup`)") from None
+        if options.proxy:
+            # A session that was opened before knows another proxy, or none.
+            huggingface_hub.close_session()
         self._client = huggingface_hub
         self._options = options
         self._token: str | bool = options.token or False

@@ -53,10 +53,17 @@ class Fault:
 
 @dataclass
 class Repository:
-    """A repository: its commits, each a directory, the last one being `main`."""
+    """A repository: its commits, each a directory, the last one being `main`.
+
+    Args:
+        private: it shows itself to the token only.
+        gated: its content is given to those who have accepted its terms.
+        accepted: the token's account has.
+    """
 
     private: bool = False
     gated: bool = False
+    accepted: bool = True
     commits: dict[str, Path] = field(default_factory=dict)
 
     def commit(self, directory: Path) -> str:
@@ -230,10 +237,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(401, b'{"error": "Repository not found"}', **{"X-Error-Code": "RepoNotFound"})
         elif self.headers.get("Authorization") and not known:
             self.answer(401, b"{}", **{"X-Error-Message": "Invalid credentials in Authorization header"})
-        elif repository.gated and content and not known:
-            self.answer(
-                401, b"{}", **{"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {name} is restricted"}
-            )
+        elif repository.gated and content and not (known and repository.accepted):
+            words = {"X-Error-Code": "GatedRepo", "X-Error-Message": f"Access to {name} is restricted"}
+            self.answer(403 if known else 401, b"{}", **words)
         elif (commit := repository.find(revision)) is None:
             self.answer(404, b"{}", **{"X-Error-Code": "RevisionNotFound"})
         else:

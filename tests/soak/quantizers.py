@@ -32,14 +32,32 @@ PREFIX = "/opt/l40s-fleet/quantizers"
 STORE = "/var/lib/l40s-fleet/models"
 STATUS = "/var/lib/l40s-fleet-quantize/*/status.json"
 STAGES = [str(ROOT / "playbooks" / f"{name}.yml") for name in ("probe", "plan", "models", "quantize")]
+SUMS = """
+import hashlib, json, pathlib, struct, sys
+found = {}
+for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    data = path.read_bytes()
+    if path.suffix != ".safetensors":
+        found[path.name] = hashlib.sha256(data).hexdigest()
+        continue
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    for name, one in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            begin, end = one["data_offsets"]
+            found[name] = hashlib.sha256(data[start + begin : start + end]).hexdigest()
+# The record and the note of it hold durations.
+for name in ("recipe.json", ".fleet-checkpoint.json"):
+    found.pop(name, None)
+print(json.dumps(found))
+"""
 LAYERS_DONE = re.compile(r'"step": "quantize", "done": (\d+), "of": \d+, "unit": "layers"')
 
 
 def quantizers(seed: int, count: int) -> dict:
     """Install, quantize once undisturbed, then killed at random layers, and serve.
 
-    What has to hold: a run after a kill goes on after the last layer that was finished, and gives the bytes of the run
-    that was not killed.
+    What has to hold: a run after a kill goes on after the last layer that was finished, and gives the tensors of the
+    run that was not killed.
     """
     chance = random.Random(seed)  # noqa: S311 (moments, not secrets)
     with tempfile.TemporaryDirectory() as scratch:
@@ -70,13 +88,15 @@ def _model(directory: pathlib.Path) -> dict:
         "samples": 8,
         "sequence_length": 128,
         "judged_tokens": 2048,
-        "min_agreement": 0.3,
+        # Twelve layers of random weights choose among near equals: what is judged here is that they are the same.
+        "min_agreement": 0.01,
+        "max_perplexity_ratio": 9.0,
     }
     return {
         "name": MODEL,
         "source": f"file:{directory / MODEL}",
         "quantization": "gptq",
-        "quantize": settings | {"min_agreement": 0.3},
+        "quantize": settings,
         "max_model_len": 1024,
         "placement": {"hosts": [NODE]},
         "engine_args": {**engine, "max_num_seqs": 4},
@@ -116,6 +136,9 @@ def _killed_once(layer: int, variables: dict) -> dict:
             again.append(done)
         time.sleep(0.1)
     _finished(second)
+    # What was finished before is not done again.
+    assert again, "no layer was seen"
+    assert min(again) >= seen, again
     return {"killed_after_layer": seen, "layers_told_again": again, "second_run_s": round(time.monotonic() - began, 1)}
 
 
@@ -138,9 +161,9 @@ def _layers_done() -> int:
     return int(found[1]) if found else 0
 
 
-def _sums() -> str:
-    """Sums of what was made, without the record of it, which holds durations."""
-    return _on(f"cd $(dirname {STORE}/{MODEL}-*/recipe.json) && sha256sum *.safetensors *.json | grep -v recipe.json")
+def _sums() -> dict[str, str]:
+    """Sums of what was made: of every tensor, whose order in the file is free, and of the configuration."""
+    return json.loads(_on(f"/usr/bin/python3 - $(dirname {STORE}/{MODEL}-*/recipe.json) <<'EOF'\n{SUMS}\nEOF"))
 
 
 def _complete() -> str:

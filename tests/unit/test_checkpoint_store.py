@@ -266,6 +266,15 @@ def test_what_does_not_fit_on_the_disk_is_refused_with_what_is_missing(store, tm
         store.check_space(needed)
 
 
+def test_what_is_to_be_quantized_counts_too(store, tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    one = Wanted("a", DIGEST, {"w": WantedFile(free * 2 // 3, DIGEST)})
+    needed = store.needed([(one, store.inspect(one))])
+    store.check_space(needed, free // 10)
+    with pytest.raises(FleetError, match=r"to fetch \(a [\d.]+ GiB\), [\d.]+ GiB to quantize and 1\.0 GiB to leave"):
+        store.check_space(needed, free // 2)
+
+
 def names(paths):
     return [path.name for path in paths]
 

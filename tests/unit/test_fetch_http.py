@@ -145,3 +145,13 @@ def test_a_link_in_its_place_is_not_followed(fetch, tmp_path):
     fetch.path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic"):
         fetch()
+
+
+def test_a_proxy_is_used_but_never_for_hosts_of_the_fleet(hub, tmp_path):
+    """The simulated hub answers as a proxy too; the name is known to nobody else."""
+    path = f"/org/m/resolve/{hub.commit}/model.safetensors"
+    fetcher = Fetcher(patience=QUICK, proxy=hub.url)
+    fetcher.fetch(tmp_path / "file", len(DATA), SHA256, [Location(f"http://hub.invalid{path}", TOKEN)])
+    with pytest.raises(FleetError, match="cannot be reached"):
+        fetcher.fetch(tmp_path / "peer", len(DATA), SHA256, [Location(f"http://hub.invalid{path}", TOKEN, direct=True)])
+    assert (tmp_path / "file").read_bytes() == DATA

@@ -12,6 +12,7 @@ from fleet.checkpoint import load_model_facts, manifest
 from fleet.errors import FleetError
 from fleet.fetch_description import SourceOptions
 from fleet.fetch_sources import RemoteSources
+from fleet.manifest_cache import sha256_of
 from fleet.model_sources import resolve_models
 from fleet.requests import parse_requests
 from simulated_hub_code import Fault, SimulatedHub
@@ -153,6 +154,40 @@ def test_refusals_are_one_line_that_says_what_to_do(request, source, token, word
 def test_a_gated_repository_opens_to_the_token(hub, resolve, repository):
     hub.add("org/gated", repository, gated=True)
     assert resolve(source="hf:org/gated", token=TOKEN)[1].credential == "hub"
+
+
+def test_a_gated_repository_says_whose_account_has_to_accept_its_terms(hub, resolve, repository):
+    hub.add("org/gated", repository, gated=True, accepted=False)
+    with pytest.raises(FleetError) as caught:
+        resolve(source="hf:org/gated", token=TOKEN)
+    terms = f"is gated: its terms have to be accepted at {hub.url}/org/gated"
+    assert caught.value.problem.endswith(f"{terms}, and the account of fleet_hub_token has not done so")
+    assert 403 in {one["status"] for one in hub.requests}
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    """None of this machine's; what a run sets is taken back."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    yield
+    # Its session knows the proxy of the test.
+    huggingface_hub.close_session()
+
+
+@pytest.mark.usefixtures("no_proxy")
+@pytest.mark.parametrize("source", ["hf:org/m", "http://tree.invalid/tree/served"])
+def test_a_proxy_is_the_only_way_there(hub, resolve, repository, tmp_path, source):
+    """The simulated hub answers as a proxy too; the names of endpoint and tree are known to nobody else."""
+    served = served_copy(repository, tmp_path / "served")
+    files = [name for name in SERVED if (served / name).is_file()]
+    (served / "SHA256SUMS").write_text("".join(f"{sha256_of(served / name)}  {name}\n" for name in sorted(files)))
+    with pytest.raises(FleetError, match="cannot be reached"):
+        resolve(source=source, endpoint="http://hub.invalid")
+    _, found, _ = resolve(source=source, endpoint="http://hub.invalid", proxy=hub.url)
+    assert found.digest == manifest(served_copy(repository, tmp_path / "copy"))["digest"]
+    assert found.base_url.startswith(("http://hub.invalid/", "http://tree.invalid/"))
 
 
 def test_a_hub_that_stumbles_is_asked_again(hub, resolve):

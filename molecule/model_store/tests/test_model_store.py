@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from lab_support import CHECKOUT, LAB
@@ -58,6 +60,18 @@ def faults(*entries):
 def checkpoint(model, node="l40s-01"):
     (directory,) = on(node, f"ls -d {STORE}/{model}-*").split()
     return directory
+
+
+def shown_here():
+    """Command lines and environments of all processes of this machine, the nodes' among them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        for name in ("cmdline", "environ"):
+            try:
+                found.append((process / name).read_bytes())
+            except OSError:
+                continue
+    return b"\n".join(found).replace(b"\0", b" ").decode(errors="replace")
 
 
 def describe(model):
@@ -163,7 +177,8 @@ def test_killed_while_it_fetches_the_next_run_goes_on_and_the_token_was_nowhere(
         limit = time.monotonic() + 60
         while not (found := on("l40s-01", f"{part}; true").split()) and time.monotonic() < limit:
             time.sleep(0.2)
-        # Everything that anyone but root and the service can look at, while it runs.
+        # Everything that anyone but root and the service can look at, while it runs, here and on the controller.
+        here = shown_here()
         shown = on("l40s-01", "ps axww -o args; cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'")
         os.killpg(run.pid, signal.SIGKILL)
         readable = on("l40s-01", f"setpriv --reuid=65534 --clear-groups grep -D skip -rlsF {TOKEN} {PLACES}; true")
@@ -171,14 +186,19 @@ def test_killed_while_it_fetches_the_next_run_goes_on_and_the_token_was_nowhere(
         output = run.stdout.read()
     assert found, output
     assert "fetch_job" in shown
-    assert TOKEN not in shown + output
+    assert TOKEN not in shown + here + output
+    assert "ansible-playbook" in here
+    assert re.search(
+        r"\[l40s-01\] fetches checkpoints: [\d.]+ of [\d.]+ MB \(\d+ %\), (nothing comes|[\d.]+ [kM]B/s)", output
+    )
     assert readable == ""
     assert on("l40s-01", f"find {STORE} -maxdepth 1 -name '*tiny-slow*'") == "", (
         "no half checkpoint under its final name"
     )
     size = int(on("l40s-01", f"stat -c %s {found[0]}"))
     faults()
-    play(scenario_models=["tiny-slow"])
+    output, _ = play(scenario_models=["tiny-slow"])
+    assert re.search(r"fetches checkpoints: .* \(100 %\), in \d+ s at [\d.]+ [kM]B/s", output)
     assert (
         weights("tiny-slow")
         == weights("tiny-slow", "l40s-02")
@@ -186,6 +206,32 @@ def test_killed_while_it_fetches_the_next_run_goes_on_and_the_token_was_nowhere(
     )
     asked = [one["range"] for one in hub_log() if "/content/lab/tiny-slow" in one["path"]]
     assert any(int(one[6:].split("-")[0]) >= size for one in asked), "it went on where it was killed"
+
+
+def test_a_controller_that_fetches_for_the_hosts_shows_the_token_to_nobody():
+    for node in ("l40s-01", "l40s-02"):
+        on(node, f"rm -r {checkpoint('tiny-slow', node)}; find {STORE}/.blobs -links 1 -delete")
+    faults({"path": "^/content/.*slow", "kind": "slow", "times": 9, "bytes_per_s": 2_000_000})
+    variables = {"scenario_models": ["tiny-slow"], "model_store_download_on": "controller"}
+    cache = CHECKOUT / "build" / "lab" / LAB / "controller-cache"
+    line = command(variables | {"fleet_cache_dir": str(cache)})
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT) as run:
+        looks = []
+        while run.poll() is None:
+            looks.append(shown_here())
+            time.sleep(0.2)
+        output = run.stdout.read()
+    faults()
+    assert run.returncode == 0, output
+    assert any("fleet.fetch_job" in one for one in looks)
+    assert not any(TOKEN in one for one in [*looks, output])
+    assert "[localhost] fetches checkpoints for l40s-01: " in output
+    assert weights("tiny-slow") == weights("tiny-slow", "l40s-02")
+    # Of everything that the run kept on the controller, nothing holds it.
+    for place in (cache, CHECKOUT / "build" / "lab" / LAB, Path.home() / ".ansible"):
+        found = subprocess.run(["grep", "-rlsF", TOKEN, place], capture_output=True, text=True, check=False).stdout
+        assert found == ""
+    shutil.rmtree(cache)
 
 
 def test_the_token_is_in_no_log_and_no_file():

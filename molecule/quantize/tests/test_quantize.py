@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import http.client
 import json
+import os
+import re
+import subprocess
 import time
 from contextlib import closing
 
@@ -32,8 +36,20 @@ def recipe_of(host, model):
     return path, json.loads(host.file(path).content_string)
 
 
+def identity(host, model):
+    """The id of its instance on this host."""
+    return host.check_output("ls /etc/l40s-fleet/instances | grep ^%s-", model)
+
+
 def instance(host, model):
-    return json.loads(host.file(f"/etc/l40s-fleet/instances/{model}-1/instance.json").content_string)
+    path = f"/etc/l40s-fleet/instances/{identity(host, model)}/instance.json"
+    return json.loads(host.file(path).content_string)
+
+
+def on(node, script):
+    """A script on any node, as root."""
+    line = ["podman", "exec", f"{LAB}-{node}", "sh", "-c", script]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
 
 def complete(model):
@@ -75,21 +91,116 @@ def test_vllm_serves_it_through_the_gateway(host, model):
     answer = complete(model)
     assert answer["model"] == model
     assert answer["usage"]["completion_tokens"] >= 1
-    journal = host.check_output("journalctl --unit vllm@%s-1 --output cat --no-pager", model)
+    journal = host.check_output("journalctl --unit vllm@%s --output cat --no-pager", identity(host, model))
     assert "quantization=compressed-tensors" in journal
 
 
-def test_a_bad_recipe_was_stopped_by_the_gate_and_planned_around(host):
-    (path,) = host.check_output("ls %s/rejected/*.json", RECORDS).split()
-    record = json.loads(host.file(path).content_string)
+def test_a_bad_recipe_was_stopped_by_the_gate_and_planned_around():
+    record = json.loads(on("l40s-02", f"cat {RECORDS}/rejected/*.json"))
     print(record["why"], record["figures"])
     assert record["model"] == "tiny-bad"
     assert record["figures"]["agreement"] < record["limits"]["min_agreement"]
-    assert not host.file(f"{MODELS}/tiny-bad-{record['key'][:12]}").exists
-    served = instance(host, "tiny-bad")
+    assert on("l40s-02", f"ls {MODELS} | grep tiny-bad").split() == [f"tiny-bad-{record['source_digest'][:12]}"]
+    served = json.loads(on("l40s-02", "cat /etc/l40s-fleet/instances/tiny-bad-1/instance.json"))
     assert served["engine_args"]["model"] == f"{MODELS}/tiny-bad-{record['source_digest'][:12]}"
     assert any("the quality gate refused it: it chooses the source's token" in reason for reason in served["reasons"])
     assert complete("tiny-bad")["usage"]["completion_tokens"] >= 1
+
+
+def play(*playbooks, expect=0, **variables):
+    """Runs stages as an operator does; returns the output, and when its lines came, in seconds from the start."""
+    variables |= {"fleet_models_file": str(CHECKOUT / "molecule" / "quantize" / "files" / "models.yml")}
+    line = ["ansible-playbook", "--inventory", str(CHECKOUT / "inventory" / "lab" / "hosts.yml")]
+    line += [
+        "--extra-vars",
+        json.dumps(variables),
+        *(str(CHECKOUT / "playbooks" / f"{name}.yml") for name in playbooks),
+    ]
+    environment = {**os.environ, "L40S_LAB": LAB, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg")}
+    environment |= {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1", "PYTHONUNBUFFERED": "1"}
+    begun, lines = time.monotonic(), []
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        lines = [(time.monotonic() - begun, text.rstrip("\n")) for text in process.stdout]
+    output = "\n".join(text for _, text in lines)
+    assert process.returncode == expect, output
+    return output, lines
+
+
+def changed(output):
+    return sum(map(int, re.findall(r" changed=(\d+)", output.split("PLAY RECAP")[-1])))
+
+
+def sums(node, model):
+    """Sums of a quantized checkpoint, without the record of how it was made, which holds durations."""
+    names = "sha256sum *.safetensors *.json | grep -v recipe.json"
+    return on(node, f"cd $(dirname {MODELS}/{model}-*/recipe.json) && {names}")
+
+
+def test_it_was_made_on_one_host_and_copied_to_the_other():
+    assert sums("l40s-02", "tiny-fp8") == sums("l40s-01", "tiny-fp8")
+    assert len(on("l40s-02", f"ls {MODELS} | grep tiny-fp8").split()) == 1, "its source need not be there"
+    assert "tiny-fp8" not in on("l40s-02", "journalctl --no-pager --unit 'fleet-quantize@*'")
+    served = on("l40s-01", "journalctl --unit l40s-fleet-peer --output=cat --no-pager")
+    assert '" 206' in served
+    instances = [on(node, "ls /etc/l40s-fleet/instances | grep tiny-fp8").strip() for node in ("l40s-01", "l40s-02")]
+    assert sorted(instances) == ["tiny-fp8-1", "tiny-fp8-2"]
+    assert on("l40s-02", f"systemctl is-active vllm@{instances[1]}").strip() == "active"
+    # Asked for in turn: both answer.
+    assert {complete("tiny-fp8")["model"] for _ in range(4)} == {"tiny-fp8"}
+
+
+def test_the_report_shows_the_figures_and_what_was_refused(host):
+    text = (LAB_DIRECTORY / "state" / "report.html").read_text()
+    (section,) = re.findall(r'<section [^>]*id="quantized".*?</section>', text, re.DOTALL)
+    shown = html.unescape(re.sub(r"<[^>]*>", " ", section))
+    for model in MADE:
+        figures = recipe_of(host, model)[1]["figures"]
+        assert f"{figures['perplexity']:.2f} / {figures['source_perplexity']:.2f}" in shown
+        assert f"{100 * figures['agreement']:.1f} % (at least 40.0 %)" in shown
+    assert len(re.findall(r"✓\s+serves", shown)) == len(MADE)
+    assert len(re.findall(r"✗\s+refused", shown)) == 1
+    assert "Refused: it chooses the source's token at" in shown
+    assert "llmcompressor 0.14.0.1" in shown
+
+
+def test_a_second_run_fetches_and_quantizes_nothing_in_ten_seconds():
+    output, lines = play("probe", "plan", "models", "quantize")
+    assert changed(output) == 0
+    (begun,) = (at for at, text in lines if text.startswith("PLAY [Bring the checkpoints]"))
+    (ended,) = (at for at, text in lines if text.startswith("PLAY RECAP"))
+    print(f"models and quantize took {ended - begun:.1f} s")
+    assert ended - begun <= 10
+    assert "fleet_checkpoint_fetch" not in output
+    for task in ("Fetch from where the models come from", "Make the checkpoints", "Install what is missing"):
+        assert f": {task}]" not in output
+
+
+def flip(node, path):
+    """One bit, with the time of change as before: what a disk does."""
+    change = f"printf X | dd of={path} bs=1 seek=70000 conv=notrunc status=none"
+    on(node, f"touch -r {path} /tmp/stamp && {change} && touch -r /tmp/stamp {path}")
+
+
+def test_flipped_bits_are_found_by_verify_and_mended_by_the_next_run():
+    """One checkpoint is copied from the other host, the other one, which no other host has, is made again."""
+    right = sums("l40s-02", "tiny-fp8"), sums("l40s-01", "tiny-gptq")
+    paths = [
+        on(node, f"echo $(dirname {MODELS}/{model}-*/recipe.json)/model.safetensors").strip()
+        for node, model in (("l40s-02", "tiny-fp8"), ("l40s-01", "tiny-gptq"))
+    ]
+    flip("l40s-02", paths[0])
+    flip("l40s-01", paths[1])
+    assert right != (sums("l40s-02", "tiny-fp8"), sums("l40s-01", "tiny-gptq"))
+    output, _ = play("probe", "plan", "verify", expect=2, fleet_verify_checkpoints="full")
+    for node, path in zip(("l40s-02", "l40s-01"), paths, strict=True):
+        assert f"{path.removesuffix('/model.safetensors')} on {node}: model.safetensors damaged" in output
+    # The default reads none of it: verify has marked what it found.
+    output, _ = play("probe", "plan", "models", "quantize", fleet_verify_checkpoints="quick")
+    assert right == (sums("l40s-02", "tiny-fp8"), sums("l40s-01", "tiny-gptq"))
+    assert "l40s-01: tiny-gptq GPTQ, 4 bits" in output
+    assert changed(play("probe", "plan", "models", "quantize", fleet_verify_checkpoints="full")[0]) == 0
 
 
 def test_jobs_ran_without_rights_and_left_nothing(host):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,19 @@ def quantize(
     # Batches of one: samples of one length need no padding, and one GPU holds the activations of a layer.
     model.quantize(calibration, batch_size=1, checkpoint=CheckpointConfig(path=layers_directory / "done"))
     model.save(str(output))
+    _forget_the_run(output)
+
+
+def _forget_the_run(output: Path) -> None:
+    """Take out what differs from run to run and no engine reads: the path of a scratch directory, a log of times."""
+    for name in ("config.json", "quantize_config.json"):
+        document = json.loads((output / name).read_text(encoding="utf-8"), object_hook=_without_scratch)
+        (output / name).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    (output / "quant_log.csv").unlink(missing_ok=True)
+
+
+def _without_scratch(document: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name != "offload_to_disk_path"}
 
 
 class _Layers:
