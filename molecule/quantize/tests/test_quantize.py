@@ -193,7 +193,7 @@ def test_flipped_bits_are_found_by_verify_and_mended_by_the_next_run():
     flip("l40s-02", paths[0])
     flip("l40s-01", paths[1])
     assert right != (sums("l40s-02", "tiny-fp8"), sums("l40s-01", "tiny-gptq"))
-    output, _ = play("probe", "plan", "verify", expect=2, fleet_verify_checkpoints="full")
+    output, _ = play("verify", expect=2, fleet_verify_checkpoints="full")
     for node, path in zip(("l40s-02", "l40s-01"), paths, strict=True):
         assert f"{path.removesuffix('/model.safetensors')} on {node}: model.safetensors damaged" in output
     # The default reads none of it: verify has marked what it found.
