@@ -19,6 +19,29 @@ if TYPE_CHECKING:
 
 _INT32_BYTES = 4
 _FLOAT32_BYTES = 4
+# Models with supports_aux_hidden_states_over_pp (llama.py and qwen2.py, which the others build on).
+_HANDS_ON = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+
+
+def check_drafting(model: ModelFacts, options: EngineOptions) -> None:
+    """What the engine refuses at its start for the model and the parallel sizes.
+
+    Raises:
+        FleetError: an EAGLE3 head on a pipeline whose stages hand no hidden states on, or a step too short.
+    """
+    speculative = options.speculative
+    if speculative is None:
+        return
+    if speculative.method == "eagle3" and options.pipeline_parallel_size > 1 and model.model_type not in _HANDS_ON:
+        raise FleetError(
+            "pipeline_parallel_size", f"stages of {model.architecture} hand no hidden states on to an EAGLE3 head"
+        )
+    if options.max_num_batched_tokens <= speculative.num_speculative_tokens:
+        raise FleetError(
+            "speculative_config.num_speculative_tokens",
+            f"must be below max_num_batched_tokens {options.max_num_batched_tokens},"
+            f" got {speculative.num_speculative_tokens}",
+        )
 
 
 def draft_tensor_parallel_size(options: EngineOptions, speculative: SpeculativeOptions) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from .activations import RankShape, activation_bytes, cudagraph_bytes, runner_buffers_bytes, uses_second_runner
 from .drafting_memory import (
+    check_drafting,
     draft_activation_bytes,
     draft_tensor_parallel_size,
     drafting_buffers_bytes,
@@ -167,6 +168,7 @@ def estimate_memory(
 def _evaluate(model: ModelFacts, gpu: GpuModel, options: EngineOptions, budget_bytes: int | None) -> MemoryEstimate:
     dtype = serving_dtype(model, options)
     check_divisible(model, options.tensor_parallel_size, where="tensor_parallel_size")
+    check_drafting(model, options)
     budget = budget_bytes
     if budget is None:
         budget = math.ceil(gpu.torch_visible_bytes * options.gpu_memory_utilization)

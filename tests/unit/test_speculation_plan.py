@@ -156,6 +156,21 @@ class TestEagle3:
         one = refusal(plan(facts("a"), [model("m", speculative=speculative)]))
         assert one.nearest_change == "speculative.method: eagle3"
 
+    def test_a_pipeline_of_a_family_that_hands_no_states_on(self):
+        head = eagle3_facts(HEAD, None, where="t")
+        options = EngineOptions(
+            max_model_len=4096,
+            pipeline_parallel_size=2,
+            speculative=SpeculativeOptions("eagle3", 2, model="x", draft=head),
+        )
+        for name, served in (("llama-3-8b", True), ("mixtral-8x7b", False)):
+            facts_of = facts_from_config(config(name, vocab_size=128256), where="t")
+            if served:
+                assert estimate_memory(facts_of, L40S, options).fits
+                continue
+            with pytest.raises(FleetError, match="hand no hidden states on to an EAGLE3 head"):
+                estimate_memory(facts_of, L40S, options)
+
     def test_a_model_is_no_head(self):
         with pytest.raises(FleetError, match="is no EAGLE3 head"):
             eagle3_facts(config("llama-3.2-1b"), None, where="t")
