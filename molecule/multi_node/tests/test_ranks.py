@@ -131,16 +131,6 @@ def test_kill_9_of_the_engine_core_of_rank_0(capsys):
     answers_again("kill -9 of rank 0's engine core", capsys)
 
 
-def test_kill_9_of_a_worker_of_rank_1(capsys):
-    kill("l40s-02", processes("l40s-02", "Worker"))
-    answers_again("kill -9 of rank 1's worker", capsys)
-
-
-def test_kill_9_of_all_of_rank_0(capsys):
-    kill("l40s-01", processes("l40s-01"))
-    answers_again("kill -9 of rank 0", capsys)
-
-
 @pytest.mark.parametrize("node", HOSTS[1:])
 def test_a_node_that_stops_and_starts(node, capsys):
     podman("stop", "--time", "30", f"{LAB}-{node}")
@@ -152,3 +142,13 @@ def test_a_node_that_stops_and_starts(node, capsys):
     seconds = until(answers, LIMIT_S, f"{node} stopped and started: answers again")
     with capsys.disabled():
         print(f"\n{node} stopped and started: answers {seconds:.1f} s after the start")
+
+
+def test_kill_9_of_a_worker_of_rank_1(capsys):
+    kill("l40s-02", processes("l40s-02", "Worker"))
+    answers_again("kill -9 of rank 1's worker", capsys)
+
+
+def test_kill_9_of_all_of_rank_0(capsys):
+    kill("l40s-01", processes("l40s-01"))
+    answers_again("kill -9 of rank 0", capsys)
