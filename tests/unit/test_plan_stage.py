@@ -233,3 +233,38 @@ class TestValidate:
 def test_an_excluded_gpu_that_is_not_there(stage):
     with pytest.raises(FleetError, match=r"^host_vars a: fleet_exclude_gpus\[0\]: no GPU 7 on this host"):
         run_stage(replace(stage, policies={"a": {"fleet_exclude_gpus": [7]}, "b": {}}))
+
+
+class TestSeveralHosts:
+    @pytest.fixture
+    def wide(self, tmp_path):
+        entry = model("big", "llama-3-70b", quantization="none", placement={"allow_multi_node": True})
+        return at(tmp_path, facts("a", "b", "c", gpus=2), entry)
+
+    def test_each_host_of_an_instance_has_it_and_a_second_run_changes_nothing(self, wide):
+        first = run_stage(wide)
+        assert {host: [one["id"] for one in mine] for host, mine in first.per_host.items()} == {
+            "a": ["big-1"],
+            "b": ["big-1"],
+        }
+        second = run_stage(applied(first, wide))
+        assert second.plan == first.plan
+        assert second.applied_document == first.applied_document
+
+    @pytest.mark.parametrize("frozen", ["a", "b"])
+    def test_a_frozen_host_keeps_the_whole_instance(self, wide, frozen):
+        first = run_stage(wide)
+        other = "ab".replace(frozen, "")
+        excluded = replace(wide, policies={**wide.policies, other: {"fleet_exclude_gpus": [0]}})
+        result = run_stage(without(applied(first, excluded), frozen))
+        assert result.plan.instances == first.plan.instances
+        assert [one["id"] for one in result.per_host[other]] == ["big-1"]
+
+    def test_the_whole_instance_moves_when_one_of_its_hosts_has_to_be_left(self, wide):
+        first = run_stage(wide)
+        excluded = replace(applied(first, wide), policies={"a": {}, "b": {"fleet_exclude_gpus": [0]}, "c": {}})
+        result = run_stage(excluded)
+        assert result.moves == ("big-1: a 0,1, b 0,1 -> a 0,1, c 0,1 (excluded)",)
+        (one,) = result.plan.instances
+        assert (one.id, one.hosts) == ("big-1", ("a", "c"))
+        assert "b" not in result.per_host
