@@ -10,6 +10,11 @@ from pathlib import Path
 # A saved or chosen entry of GRUB names the kernel somewhere, as in ``gnulinux-6.1.0-50-amd64-advanced-UUID``.
 _GRUB_ENTRY = re.compile(r"^(next_entry|saved_entry)=(.+)$", re.MULTILINE)
 _NVIDIA_MODULE = re.compile(r"^(\S*/nvidia(?:-current)?(?:-\w+)*\.ko(?:\.\w+)?):", re.MULTILINE)
+# What make and the compiler say when they give up; the first such line is the cause, the rest follows from it.
+_BUILD_ERROR = re.compile(
+    r"^.*(?:\berror:|\bfatal:|Killed|No space left|cannot allocate|\*\*\* ).*$", re.MULTILINE | re.I
+)
+_SHOWN_CHARACTERS = 240
 _PARTS = re.compile(r"(?:modeset|drm|uvm|peermem|fs)\.ko")
 
 
@@ -68,6 +73,25 @@ def read_kernels(root: Path, running: str) -> Kernels:
         following=_following(boot, on_disk),
         facts={release: _facts(root, release) for release in {*on_disk, running}},
     )
+
+
+def build_failure(root: Path) -> str | None:
+    """Return what the log of a failed DKMS build of the driver says first; None where there is no such log.
+
+    The tree of a build is there only after a failure, and goes when the packages do.
+
+    Args:
+        root: holds var/lib/dkms.
+    """
+    for log in sorted((root / "var/lib/dkms").glob("nvidia*/*/build/make.log")):
+        try:
+            text = log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        said = _BUILD_ERROR.search(text)
+        last = text.strip().rpartition("\n")[2]
+        return f"{log.parts[-4]}/{log.parts[-3]} did not build: {(said.group() if said else last)[:_SHOWN_CHARACTERS]}"
+    return None
 
 
 def _facts(root: Path, release: str) -> KernelFacts:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .driver_apt import Apt, find_archive, run_program
-from .driver_kernels import read_kernels
+from .driver_kernels import build_failure, read_kernels
 from .driver_packages import installed_driver, is_driver, read_packages
 from .driver_plan import (
     Change,
@@ -160,9 +160,12 @@ class _Attempt:
         try:
             self._commit(version, arguments, steps, files)
         except (FleetError, OSError) as error:
+            # What the build said goes with the packages.
+            build = build_failure(host.root)
+            said = f"{error}; {build}" if build else str(error)
             left = host._undo(before)
             problem = f"rolled back, but {left}" if left else "rolled back, the host is as it was"
-            raise FleetError("driver", f"{error}; {problem}") from error
+            raise FleetError("driver", f"{said}; {problem}") from error
         self._keep_archives()
         self.staging.publish_lists()
         host.pending_path.unlink()

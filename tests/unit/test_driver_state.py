@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fleet.driver_catalog import driver_set
-from fleet.driver_kernels import read_kernels
+from fleet.driver_kernels import build_failure, read_kernels
 from fleet.driver_requirements import cuda_of_driver, driver_need
 from fleet.driver_sources import missing_components_source, read_sources
 from fleet.driver_state import DriverState, read_state
@@ -101,6 +101,34 @@ class TestKernels:
         kernels = read_kernels(tmp_path, "6.18.0")
         assert kernels.following is None
         assert not kernels.facts["6.18.0"].headers
+
+
+class TestBuildFailure:
+    @pytest.mark.parametrize(
+        ("log", "said"),
+        [
+            (
+                "make: Entering\n  CC [M] a.o\n/build/a.c:12:3: error: too few arguments\nmake: *** [a.o] Error 1\n",
+                "12:3: error:",
+            ),
+            (
+                "  CC [M] a.o\ngcc: fatal error: Killed signal terminated program cc1\nmake: *** [a.o]\n",
+                "Killed signal",
+            ),
+            ("  LD\nmake[1]: *** No rule to make target 'scripts/module.lds'.  Stop.\n", "No rule to make target"),
+            ("  CC [M] a.o\nsomething else at the end\n", "something else at the end"),
+        ],
+    )
+    def test_the_first_cause_is_told(self, tree: Tree, log: str, said: str) -> None:
+        tree.write(tree.root / "var/lib/dkms/nvidia-current-open/535.261.03/build/make.log", log)
+        told = build_failure(tree.root)
+        assert told is not None
+        assert told.startswith("nvidia-current-open/535.261.03 did not build: ")
+        assert said in told
+
+    def test_nothing_where_all_was_built_or_another_module_was_not(self, tree: Tree) -> None:
+        tree.write(tree.root / "var/lib/dkms/zfs/2.1/build/make.log", "error: not ours")
+        assert build_failure(tree.root) is None
 
 
 class TestReboot:
