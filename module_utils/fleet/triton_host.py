@@ -150,6 +150,8 @@ class TritonHost:
             for path in _listed(self._places.repository(port))
             if path.is_dir()
         }
+        # A record whose files are gone still says what has to be removed.
+        models |= {name: Model(name, {}, one) for name, one in records.items() if name not in models}
         loaded = TritonApi(port, self._limit_s).loaded() if state.active_state == "active" else None
         started = _read(self._places.runtime / f"{port}.unit") or ""
         return Found(_read(self._places.unit(port)) or "", started, state, models, loaded)
