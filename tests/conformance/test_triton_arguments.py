@@ -11,8 +11,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent / "unit"))
 
-import engine_python
-from triton_samples import HOSTS, seed_plan, servers_of
+import engine_python  # noqa: E402
+from triton_samples import HOSTS, seed_plan, servers_of  # noqa: E402
 
 
 def test_every_model_json_is_accepted_and_an_unknown_key_is_not(tmp_path: Path) -> None:
