@@ -124,8 +124,8 @@ class Watch:
             unit = unit_of_record(record)
             if used and self._wanted(unit):
                 self._say(f"stopping {unit}, which uses {', '.join(sorted(used))}")
-                # Disabled as well: it must not come back with the next boot. The engine drains before it stops. A unit of
-                # Triton may be generated, which cannot be disabled: after a boot it is stopped again.
+                # Disabled as well: it must not come back with the next boot. The engine drains before it stops.
+                # A unit of Triton may be generated, which cannot be disabled: after a boot it is stopped again.
                 if record.get("engine") != "triton":
                     self._control(["disable", "--quiet", unit])
                 self._control(["stop", "--no-block", unit])

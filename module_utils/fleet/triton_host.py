@@ -293,7 +293,8 @@ def _listed(directory: Path) -> list[Path]:
 
 
 def _tree(directory: Path) -> dict[str, str]:
-    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    # Python compiles a step beside its source, where it may write.
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.parent.name != "__pycache__"]
     return {str(path.relative_to(directory)): path.read_text(encoding="utf-8", errors="replace") for path in files}
 
 
