@@ -1,7 +1,7 @@
 """The lab's models of other kinds than chat: an embedder, a reranker, a vision-language model and a LoRA adapter.
 
 Shapes are those of bge-m3, bge-reranker-v2-m3 and SmolVLM (Idefics3), as small as vLLM takes them; the adapter is
-one for tiny-llama. Each ``make_*`` writes one checkpoint directory. Idefics3, because it is one of the few
+one for tiny-qwen. Each ``make_*`` writes one checkpoint directory. Idefics3, because it is one of the few
 vision-language models of vLLM that load without torchvision, which the engine's CPU build lacks.
 """
 
@@ -85,7 +85,7 @@ _TOWER: dict[str, Any] = {
 _ADAPTER: dict[str, Any] = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": "tiny-llama",
+    "base_model_name_or_path": "tiny-qwen",
     "r": 8,
     "lora_alpha": 64,
     "lora_dropout": 0.0,
@@ -301,11 +301,11 @@ def make_vision(directory: Path) -> None:
 
 
 def adapter_shapes() -> dict[str, tuple[int, ...]]:
-    """Tensors of the adapter for tiny-llama, under PEFT's names."""
+    """Tensors of the adapter for tiny-qwen, under PEFT's names."""
     rank = _ADAPTER["r"]
-    sizes = {"self_attn.q_proj": (256, 256), "self_attn.v_proj": (256, 128), "mlp.down_proj": (512, 256)}
+    sizes = {"self_attn.q_proj": (256, 256), "self_attn.v_proj": (256, 64), "mlp.down_proj": (768, 256)}
     found: dict[str, tuple[int, ...]] = {}
-    for layer in range(2):
+    for layer in range(3):
         for module, (input_size, output_size) in sizes.items():
             name = f"base_model.model.model.layers.{layer}.{module}"
             found[f"{name}.lora_A.weight"] = (rank, input_size)
@@ -314,7 +314,7 @@ def adapter_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def make_adapter(directory: Path) -> None:
-    """Writes a LoRA adapter that tells in what tiny-llama answers."""
+    """Writes a LoRA adapter that shows in what tiny-qwen answers."""
     directory.mkdir(parents=True)
     write_json(directory / "adapter_config.json", _ADAPTER)
     write_tensors(adapter_shapes(), 6, directory / "adapter_model.safetensors")
@@ -324,5 +324,5 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "tiny-embedder": make_embedder,
     "tiny-reranker": make_reranker,
     "tiny-vision": make_vision,
-    "tiny-llama-adapter": make_adapter,
+    "tiny-qwen-adapter": make_adapter,
 }
