@@ -46,7 +46,10 @@ def command_line(engine_args: dict[str, object]) -> list[str]:
             flags.append(flag)
         elif value is False:
             flags.append(flag.replace("--", "--no-", 1))
-        elif isinstance(value, dict | list):
+        elif isinstance(value, list):
+            # As engine_files.py writes them into config.yaml.
+            flags += [flag, *(json.dumps(item) if isinstance(item, dict) else str(item) for item in value)]
+        elif isinstance(value, dict):
             flags += [flag, json.dumps(value)]
         else:
             flags += [flag, str(value)]

@@ -7,13 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from fleet.eagle_head import eagle3_facts
-from fleet.engine_options import EngineOptions, LoraOptions, SpeculativeOptions, engine_args_document
+from fleet.engine_options import (
+    DEFAULT_ENGINE_VERSION,
+    EngineOptions,
+    LoraOptions,
+    SpeculativeOptions,
+    engine_args_document,
+)
 from fleet.errors import FleetError
 from fleet.hardware import gpu_by_name
+from fleet.host_document import parse_hosts
 from fleet.memory import estimate_memory
 from fleet.model import facts_from_config
+from fleet.model_sources import read_models_file, resolve_models
+from fleet.planning import make_plan
 
 CONFIGS = Path(__file__).resolve().parent.parent / "data" / "model_configs"
+EXAMPLE = Path(__file__).resolve().parents[2] / "inventory" / "example"
 L40S = gpu_by_name("L40S", where="test")
 # As published heads for Llama-3-8B have it.
 EAGLE3_HEAD = json.loads((CONFIGS.parent / "draft_configs" / "eagle3-llama-3-8b.json").read_text())
@@ -68,7 +78,7 @@ def planned_sets() -> list[dict[str, object]]:
             found = _smallest(name, precision, checkpoint)
             if found is not None:
                 sets.append(found)
-    return sets + _special_sets()
+    return sets + _special_sets() + _kinds()
 
 
 def _smallest(name: str, precision: str, checkpoint: dict[str, object]) -> dict[str, object] | None:
@@ -92,6 +102,24 @@ def _smallest(name: str, precision: str, checkpoint: dict[str, object]) -> dict[
         if estimate.fits:
             return {"name": f"{name} {precision}", "config": checkpoint, "engine_args": engine_args_document(options)}
     return None
+
+
+def _kinds() -> list[dict[str, object]]:
+    """The instances of inventory/example/kinds.yml: parsers, encoders, adapters; images need a processor."""
+    models_file = str(EXAMPLE / "kinds.yml")
+    models, _ = resolve_models(read_models_file(models_file), models_file, with_checkpoints=False)
+    hosts = parse_hosts(json.loads((EXAMPLE / "facts.json").read_text()), where="facts.json")
+    plan = make_plan(hosts, models, (), engine_version=DEFAULT_ENGINE_VERSION)
+    configs = {model.request.name: EXAMPLE / str(model.request.config) for model in models}
+    return [
+        {
+            "name": f"kind {one.model}",
+            "config": json.loads(configs[one.model].read_text()),
+            "engine_args": {name: value for name, value in one.engine_args.items() if name != "model"},
+        }
+        for one in plan.instances
+        if not one.takes
+    ]
 
 
 def _special_sets() -> list[dict[str, object]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from fleet.checkpoint import load_model_facts
+from fleet.cli import main
 from fleet.encoder_memory import profiled_images
 from fleet.engine_options import EngineOptions, LoraOptions
 from fleet.errors import FleetError
@@ -17,11 +18,12 @@ from fleet.requests import parse_requests
 from fleet.simulation_plan import simulation_of
 from lab_code import tiny_kinds
 from model_configs import config, facts
+from plan_samples import ROOT, model, models_text, plan, refused
 from plan_samples import facts as fleet_facts
-from plan_samples import model, models_text, plan, refused
 
 L40S = gpu_by_name("L40S", where="test")
 MIB = 1024**2
+EXAMPLE = ROOT / "inventory" / "example"
 ADAPTER = {"peft_type": "LORA", "r": 16, "bias": "none", "target_modules": ["q_proj"]}
 
 
@@ -34,6 +36,7 @@ ADAPTER = {"peft_type": "LORA", "r": 16, "bias": "none", "target_modules": ["q_p
         ("qwen3-embedding-0.6b", 595_776_512),
         ("qwen2.5-vl-7b", 8_292_166_656),
         ("llava-1.5-7b", 7_063_427_072),
+        ("smolvlm-256m", 256_484_928),
     ],
 )
 def test_parameters_are_those_that_are_published(name, parameters):
@@ -204,6 +207,34 @@ class TestAdapters:
     def test_a_rank_that_vllm_does_not_know_is_a_fault_of_the_file(self):
         with pytest.raises(FleetError, match=r"lora\.max_rank: must be one of 1, 8, 16"):
             parse_requests(models_text(model("m", lora={"max_rank": 24})), where="models.yml")
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """The instances of inventory/example/kinds.yml by model."""
+    output = tmp_path_factory.mktemp("example") / "plan.json"
+    arguments = ["plan", "--facts", str(EXAMPLE / "facts.json"), "--models", str(EXAMPLE / "kinds.yml")]
+    assert main([*arguments, "--output", str(output)]) == 0
+    return {one.model: one for one in plan_from_json(output.read_text(), where="plan.json").instances}
+
+
+class TestExample:
+    def test_every_kind_is_planned(self, planned):
+        assert {name: (one.task, one.takes, one.embedding_size) for name, one in planned.items()} == {
+            "qwen3-30b-a3b": ("generate", (), None),
+            "bge-m3": ("embed", (), 1024),
+            "qwen3-embedding": ("embed", (), 1024),
+            "bge-reranker": ("score", (), None),
+            "qwen2.5-vl": ("generate", ("image",), None),
+            "llama-3.1-8b": ("generate", (), None),
+        }
+
+    def test_the_demand_is_carried(self, planned):
+        assert planned["bge-m3"].speed["capacity_requests_per_s"] >= 60
+
+    def test_adapters_are_given_by_name(self, planned):
+        modules = planned["llama-3.1-8b"].engine_args["lora_modules"]
+        assert [one["name"] for one in modules] == ["llama-support", "llama-legal"]
 
 
 class TestLabCheckpoints:
