@@ -63,9 +63,11 @@ class Rank:
         """Whether the instance has become ready since this process began."""
         return self.settings.served.exists()
 
-    def say(self, words: str) -> None:
-        """Tell the journal."""
-        sys.stdout.write(f"rank {self.settings.rank} of {self.settings.instance}: {words}\n")
+    def say(self, words: str, *, failure: bool = False) -> None:
+        """Tell the journal; a failure in the way that the run's output takes an engine's own last error from there."""
+        sys.stdout.write(
+            f"{'RankError: ' if failure else ''}rank {self.settings.rank} of {self.settings.instance}: {words}\n"
+        )
         sys.stdout.flush()
 
     async def start(self, address: str) -> None:

@@ -87,7 +87,7 @@ class Leader(Rank):
         await self.end(signal.SIGKILL)
         if what == "ended":
             words = f"the engine of rank 0 ended with status {words}"
-        self.say(f"RankError: {words}" if what == "failed" else words)
+        self.say(words, failure=what == "failed")
         if what in ("ended", "failed"):
             await self._tell_last(f"failed {words}")
         self._drop()
@@ -237,7 +237,7 @@ class Follower(Rank):
                 link.send(f"failed {words}")
                 await link.flush()
             if what != "stopped":
-                self.say(f"RankError: {words}" if what == "failed" else words)
+                self.say(words, failure=what == "failed")
         finally:
             listening.cancel()
         if what == "stopped":

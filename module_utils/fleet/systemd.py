@@ -19,8 +19,14 @@ _PROPERTIES = "Id,ActiveState,SubState,Result,NRestarts,UnitFileState,NeedDaemon
 # "(EngineCore pid=12) ERROR 11-24 07:54:29 [core.py:1120] " in front of what the engine has to say.
 _LOG_PREFIX = re.compile(r"^(\([\w-]+ pid=\d+\) ?)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*\.)?[A-Z]\w*(Error|Exception|Exit)(\(.*\))?: \S|^[\w. -]+: error: \S")
-# vLLM's parent process ends with these whatever the cause was; the cause stands above them.
-_CONSEQUENCES = ("Engine core initialization failed", "WorkerProc initialization failed", "Executor failed")
+# vLLM's parent process ends with these whatever the cause was; the cause stands above them. A RankError tells of
+# another host.
+_CONSEQUENCES = (
+    "Engine core initialization failed",
+    "WorkerProc initialization failed",
+    "Executor failed",
+    "RankError",
+)
 _MAX_LINE_LENGTH = 400
 
 

@@ -168,7 +168,10 @@ def test_an_engine_that_ends_ends_all_ranks(serving, dies):
     (serving[dies].directory / "die").touch()
     assert [host.status() for host in serving] == [1, 1]
     assert not any(host.engine_lives() for host in serving)
-    assert f"RankError: the engine of rank {dies} ended with status 3" in serving[1 - dies].journal
+    assert (
+        f"RankError: rank {1 - dies} of big-1: the engine of rank {dies} ended with status 3"
+        in serving[1 - dies].journal
+    )
 
 
 def test_ranks_that_start_wait_for_one_that_begins_anew(pair):

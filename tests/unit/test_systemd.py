@@ -32,6 +32,12 @@ def test_an_engine_that_says_nothing_gives_no_reason():
     assert last_error("\n\n") == ""
 
 
+def test_a_rank_names_what_happened_on_another_host_where_its_own_engine_has_no_reason():
+    told = "RankError: rank 1 of wide-1: the engine of rank 0 ended with status 1"
+    assert last_error(f"INFO 11-24 07:54:29 [model.py:733] Resolved\n{told}\nMain process exited\n") == told
+    assert last_error(f"ValueError: too long\n{told}\n") == "ValueError: too long"
+
+
 def test_last_line_where_no_exception_is_named():
     assert last_error("(APIServer pid=7) INFO 11-24 07:54:29 [model.py:733] Resolved\nKilled\n") == "Killed"
 
