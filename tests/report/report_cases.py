@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from fleet.benchmark import choose, predict, result_document
+from fleet.benchmark_page import render_page
 from fleet.engine_options import DEFAULT_ENGINE_VERSION
 from fleet.host_document import HostDocument, parse_hosts
 from fleet.model_sources import resolve_models
@@ -65,6 +67,37 @@ def example_documents() -> tuple[dict[str, Any], dict[str, Any]]:
     """FACTS.json and models.yml of inventory/example."""
     facts = json.loads((EXAMPLE / "facts.json").read_text())
     return facts, yaml.safe_load((EXAMPLE / "models.yml").read_text())
+
+
+def benchmark() -> str:
+    """The page of a benchmark of an instance of the example, with figures that were made up."""
+    plan = example().plan
+    target = choose(plan, instance=next(one.id for one in plan.instances if one.task == "generate"), force=True)
+    steps = [
+        {
+            **{
+                "concurrency": clients,
+                "requests": 4 * clients,
+                "completed": 4 * clients,
+                "failed": 0,
+                "timed_out": False,
+            },
+            **{
+                "requests_per_s": rate / 128,
+                "output_tokens_per_s": rate,
+                "total_tokens_per_s": 5 * rate,
+                "duration_s": 9.0,
+            },
+            **{
+                name: {"p50": 2.0 * clients, "p95": 3.0 * clients}
+                for name in ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms")
+            },
+        }
+        for clients, rate in ((1, 41.0), (4, 150.5), (16, 540.0), (32, 910.0), (64, 1240.0), (128, 1190.0))
+    ]
+    prediction = predict(plan, target, [int(step["concurrency"]) for step in steps], None)
+    engine = {"version": DEFAULT_ENGINE_VERSION, "accelerator": "cuda"}
+    return render_page(result_document(target, steps, prediction, engine=engine, at="2026-11-24T15:00:00Z"))
 
 
 def changed() -> Case:

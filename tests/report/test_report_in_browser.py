@@ -250,3 +250,20 @@ def test_the_watch_sees_what_it_is_for(browser: Browser, tmp_path: Path):
     assert seen.requests == ["http://127.0.0.1:9/x.png"]
     assert page.evaluate(OVERFLOW) > 0
     page.close()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", SIZES)
+def test_the_page_of_a_benchmark(browser: Browser, tmp_path: Path, width: int, scheme: str):
+    path = tmp_path / "benchmark.html"
+    path.write_text(report_cases.benchmark(), encoding="utf-8")
+    page, seen = opened(browser, path, width, scheme)
+    assert page.evaluate(OVERFLOW) == 0
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"benchmark-{width}-{scheme}.png", full_page=True)
+    assert page.locator("polyline.curve.sustained").count() == 4
+    assert "throughput peaks at 64 concurrent requests with 1,240.0 output tokens/s" in page.inner_text("#peak")
+    found = Axe().run(page)
+    assert found.response["violations"] == []
+    assert (seen.console, seen.requests) == ([], [])
+    page.close()
