@@ -23,7 +23,7 @@ LAB_DIRECTORY = CHECKOUT / "build" / "lab" / LAB
 ADDRESSES = json.loads((LAB_DIRECTORY / "addresses.json").read_text())
 CLIENT_KEY = (LAB_DIRECTORY / "secrets" / "client_key").read_text()
 ENGINE_KEY = (LAB_DIRECTORY / "secrets" / "engine_api_key").read_text()
-MODELS = CHECKOUT / "molecule" / "benchmark" / "models.yml"
+MODELS = CHECKOUT / "molecule" / "benchmark" / "files" / "models.yml"
 SWEEP = [1, 4, 16]
 
 
