@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def test_models_on_triton_have_routes_of_their_own_and_are_not_listed() -> None:
     assert "uri /v2/models/t/ready" in backend
     assert "server t-1 192.0.2.1:8000" in backend
     assert "engine_key" not in backend
+
+
+def test_no_regular_expression_is_compiled() -> None:
+    """HAProxy would run what it compiled; its unit (MemoryDenyWriteExecute) forbids it, `haproxy -c` does not."""
+    triton = {"model": "t", "engine": "triton", "aliases": [], "task": "generate", "servers": []}
+    lines = render("haproxy.cfg", gateway_routes=[*ROUTES, triton]).splitlines()
+    assert "MemoryDenyWriteExecute=true" in (ROLE / "templates" / "haproxy.service.conf.j2").read_text().splitlines()
+    compiled = re.compile(r"_reg\b|-m reg\b|regsub|map_reg|replace-(path|uri|header|value)")
+    assert [line for line in lines if compiled.search(line)] == []
 
 
 def test_an_adapter_has_the_route_of_its_model_and_names_it() -> None:
