@@ -6,6 +6,7 @@ so that it gets a margin of its own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +23,15 @@ def takes(encoder: EncoderFacts, options: EngineOptions, modality: str) -> bool:
     if modality == "video" and not encoder.images_per_video:
         return False
     return dict(options.limit_mm_per_prompt or ()).get(modality, _DEFAULT_LIMIT) > 0
+
+
+def with_largest_image(encoder: EncoderFacts, pixels: int) -> EncoderFacts:
+    """The encoder where images are scaled down to so many pixels, as ``mm_processor_kwargs: {max_pixels}`` has it."""
+    if not encoder.pixels_per_token:
+        return encoder
+    tokens = max(1, pixels // encoder.pixels_per_token)
+    patches = encoder.tokens_per_item // encoder.output_tokens_per_item
+    return replace(encoder, tokens_per_item=tokens * patches, output_tokens_per_item=tokens)
 
 
 def modalities(model: ModelFacts, options: EngineOptions) -> tuple[str, ...]:

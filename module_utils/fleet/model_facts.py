@@ -114,7 +114,8 @@ class EncoderFacts:
     """The encoder of a multimodal model, on every rank (the engine does not split it in its default mode).
 
     ``tokens_per_item`` and ``output_tokens_per_item`` are of the largest image. A video is ``images_per_video`` of them
-    at most; 0: it takes none. ``gated``: its MLP has a gate beside the up projection.
+    at most; 0: it takes none. ``pixels_per_token``: pixels of one output token where images keep their size, 0 where
+    all are scaled to the same. ``gated``: its MLP has a gate beside the up projection.
     """
 
     modality: str
@@ -127,6 +128,7 @@ class EncoderFacts:
     layers: int
     gated: bool = False
     images_per_video: int = 0
+    pixels_per_token: int = 0
 
 
 @dataclass(frozen=True, slots=True)

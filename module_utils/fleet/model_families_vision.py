@@ -177,6 +177,7 @@ def _qwen_encoder(vision: ConfigReader, facts: ModelFacts, *, hidden: int, layer
             layers=depth,
             gated=gated,
             images_per_video=_QWEN_IMAGES_PER_VIDEO,
+            pixels_per_token=(vision.integer("patch_size") * vision.integer("spatial_merge_size")) ** 2,
         ),
     )
 

@@ -10,6 +10,7 @@ from .checkpoint import CONFIG_NAME, load_model_facts, manifest, read_json, tens
 from .configurations import FurtherCheckpoint, ResolvedModel
 from .document_checks import faults_error, path_of
 from .eagle_head import eagle3_facts
+from .encoder_memory import with_largest_image
 from .errors import FleetError
 from .fetch_description import UnreachableError
 from .plan_document import CheckpointReference
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from .fetch_sources import RemoteSources
     from .model_facts import ModelFacts
     from .requests import ModelRequest
+
+
+_OF_IMAGES = (
+    "Images: what the encoder takes in memory is computed and was never measured, so that it has a margin of its own;"
+    " the time that it takes is not in the speed figures."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +147,21 @@ def _resolve(request: ModelRequest, path: str, finder: _Finder, found: list[Loca
     return ResolvedModel(
         request,
         path,
-        _as_served(model.facts, request.task),
+        _as_served(model.facts, request),
         model.checkpoint,
         further=further,
         embedding_size=_embedding_size(model.facts, request, found),
+        notes=() if model.facts.encoder is None else (_OF_IMAGES,),
     )
 
 
-def _as_served(facts: ModelFacts, task: str) -> ModelFacts:
-    """A language model that pools has no head: the engine leaves it out."""
-    return facts if task == "generate" or not facts.has_lm_head else replace(facts, has_lm_head=False)
+def _as_served(facts: ModelFacts, request: ModelRequest) -> ModelFacts:
+    """The model as the engine builds it for this request: one that pools has no head; images may be limited in size."""
+    processor = request.engine_args.get("mm_processor_kwargs")
+    pixels = processor.get("max_pixels") if isinstance(processor, dict) else None
+    if facts.encoder is not None and isinstance(pixels, int):
+        facts = replace(facts, encoder=with_largest_image(facts.encoder, pixels))
+    return facts if request.task == "generate" or not facts.has_lm_head else replace(facts, has_lm_head=False)
 
 
 def _embedding_size(facts: ModelFacts, request: ModelRequest, found: list[LocalCheckpoint]) -> int | None:

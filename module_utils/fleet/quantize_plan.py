@@ -187,8 +187,9 @@ def wanted_method(model: ResolvedModel) -> str | None:
 
 
 def can_be_made(facts: ModelFacts) -> bool:
-    """Whether the libraries can take the model: one in full precision, of text, of a family whose layers are known."""
-    return facts.quantization is None and facts.encoder is None and facts.model_type in FAMILIES
+    """Whether the libraries can take the model: a decoder of text, in full precision, of a family that is known."""
+    of_text = facts.encoder is None and facts.has_kv_cache
+    return facts.quantization is None and of_text and facts.model_type in FAMILIES
 
 
 def preparation(model: ResolvedModel, method: str, text: Text | None) -> Preparation:

@@ -14,6 +14,7 @@ from fleet.memory import estimate_memory
 from fleet.model import facts_from_config
 from fleet.model_document import facts_from_document, facts_to_document
 from fleet.plan_document import plan_from_json, plan_to_document
+from fleet.quantize_plan import can_be_made
 from fleet.requests import parse_requests
 from fleet.simulation_plan import simulation_of
 from lab_code import tiny_kinds
@@ -135,7 +136,23 @@ class TestPlans:
         tokens = [one.memory["kv_cache_tokens_planned"] for one in (both, no_video, text_only)]
         assert tokens == sorted(tokens)
         assert len(set(tokens)) == 3
+        assert any("never measured" in reason for reason in both.reasons)
         assert no_video.engine_args["limit_mm_per_prompt"] == {"image": 4, "video": 0}
+
+    def test_smaller_images_leave_more_to_the_kv_cache(self):
+        few = {"mm_processor_kwargs": {"max_pixels": 28 * 28 * 1024}}
+        limits = {"max_model_len": 8192, "limit_mm_per_prompt": {"video": 0}}
+        entries = [
+            model("large", "qwen2.5-vl-7b", **limits),
+            model("small", "qwen2.5-vl-7b", **limits, engine_args=few),
+        ]
+        tokens = {one.model: one.memory["kv_cache_tokens_planned"] for one in self.planned(*entries).instances}
+        assert tokens["small"] > tokens["large"] + 8192
+
+    def test_encoders_are_not_quantized(self):
+        assert not can_be_made(facts("bge-m3"))
+        assert not can_be_made(facts("qwen2.5-vl-7b"))
+        assert can_be_made(facts("llama-3-8b"))
 
 
 class TestVision:
