@@ -102,7 +102,7 @@ def cudagraph_bytes(model: ModelFacts, options: EngineOptions) -> int:
     largest = min(2 * options.max_num_seqs * query, _LARGEST_GRAPH_TOKENS, options.max_num_batched_tokens)
     full = min(largest, options.max_num_seqs)
     graphs = _capture_sizes(largest) + _capture_sizes(full)
-    if options.speculative is not None:
+    if options.speculative is not None and uses_second_runner(model, options):
         # Sizes of uniform steps are captured beside the usual ones, and an EAGLE head has graphs of its own.
         graphs += _capture_sizes(full) * (2 if options.speculative.method == "eagle3" else 1)
     large = max(0, full - _FULL_GRAPHS_TOKENS) * _LARGE_FULL_GRAPHS_BYTES // _FULL_GRAPHS_TOKENS
@@ -208,4 +208,7 @@ def _sampler_bytes(model: ModelFacts, gpu: GpuModel, options: EngineOptions, sha
     logits = rows * vocabulary * (shape.dtype_bytes + 4)
     if not uses_second_runner(model, options):
         logits += rows * vocabulary * 8 + gpu.multiprocessors * vocabulary * 4 + 2 * _MIB
+        if options.speculative is not None:
+            # Its profile run judges one draft a sequence: measured, four copies of the logits in 32 bits.
+            logits += rows * vocabulary * 16
     return hidden_states + logits + _CUBLAS_BYTES

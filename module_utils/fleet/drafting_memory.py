@@ -1,7 +1,8 @@
 """What drafting takes of a GPU beside the draft's weights and its part of the KV cache.
 
-Read from vLLM 0.33.0 (v1/worker/gpu/model_runner.py and spec_decode/, config/vllm.py); not measured on a GPU. S is
-``max_num_seqs``, k ``num_speculative_tokens``, V the vocabulary, T ``max_num_batched_tokens``.
+Read from vLLM 0.33.0 (v1/worker/gpu/model_runner.py and spec_decode/, config/vllm.py), and measured with 0.24.0 on an
+H100 (tests/data/vllm_memory_further.json). S is ``max_num_seqs``, k ``num_speculative_tokens``, V the vocabulary, T
+``max_num_batched_tokens``.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def draft_activation_bytes(
         limit_mm_per_prompt=None,
     )
     own_shape = RankShape(shape.dtype_bytes, draft.quantization, first_stage=True, last_stage=True)
-    held = options.max_num_batched_tokens * model.hidden_size * shape.dtype_bytes
+    # An EAGLE3 head reads the states of three layers beside the last.
+    states = 4 if speculative.method == "eagle3" else 1
+    held = states * options.max_num_batched_tokens * model.hidden_size * shape.dtype_bytes
     return activation_bytes(draft, gpu, as_draft, own_shape) + held
 
 

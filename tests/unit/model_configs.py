@@ -35,3 +35,9 @@ def measured_cases() -> list[dict[str, Any]]:
         for name in ("vllm_memory_h100.json", "vllm_memory_measured.json")
         for case in json.loads((DATA / name).read_text())["cases"]
     ]
+
+
+def measured_drafting_cases() -> list[dict[str, Any]]:
+    """Cases with drafts and with LoRA adapters, measured the same way."""
+    cases: list[dict[str, Any]] = json.loads((DATA / "vllm_memory_further.json").read_text())["cases"]
+    return cases

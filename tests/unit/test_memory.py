@@ -4,12 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from fleet.eagle_head import eagle3_facts
 from fleet.engine_options import EngineOptions, LoraOptions, SpeculativeOptions, options_from_engine_args
 from fleet.errors import FleetError
 from fleet.hardware import gpu_by_name
 from fleet.memory import estimate_memory
 from fleet.model import facts_from_config
-from model_configs import config, facts, measured_cases
+from model_configs import config, facts, measured_cases, measured_drafting_cases
 
 GIB = 1024**3
 L40S = gpu_by_name("L40S", where="test")
@@ -31,6 +32,29 @@ def test_agrees_with_what_real_vllm_measured(case):
     assert estimate.activation_bytes == pytest.approx(measured["peak_activation_bytes"], rel=0.005)
     assert -0.01 <= estimate.kv_cache_tokens / measured["kv_cache_tokens"] - 1 <= 0.005
     assert estimate.block_size == measured["block_size"]
+    assert estimate.kv_cache_tokens_planned < measured["kv_cache_tokens"]
+
+
+@pytest.mark.parametrize("case", measured_drafting_cases(), ids=lambda case: case["case"])
+def test_drafts_and_adapters_agree_with_what_real_vllm_measured(case):
+    """Tokens as above. An EAGLE3 head of random weights shares the model's output layer, which a real one brings."""
+    model = facts_from_config(case["model_config"], where=case["case"])
+    options = options_from_engine_args({**case["engine_args"], "engine_version": "0.24.0"}, where="engine_args")
+    shared_bytes = 0
+    if "draft_config" in case:
+        config, speculative = case["draft_config"], options.speculative
+        if speculative.method == "eagle3":
+            draft = eagle3_facts(config, ["fc.weight"], where="draft")
+            shared_bytes = config["draft_vocab_size"] * config["hidden_size"] * 2
+        else:
+            draft = facts_from_config(config, where="draft")
+        options = replace(options, speculative=replace(speculative, model="draft", draft=draft))
+    estimate = estimate_memory(model, H100, options, budget_bytes=case["budget_bytes"])
+    measured = case["measured"]
+
+    assert estimate.weights_bytes - shared_bytes == pytest.approx(measured["weights_bytes"], rel=0.005)
+    assert estimate.activation_bytes == pytest.approx(measured["peak_activation_bytes"], rel=0.02)
+    assert -0.01 <= estimate.kv_cache_tokens / measured["kv_cache_tokens"] - 1 <= 0.005
     assert estimate.kv_cache_tokens_planned < measured["kv_cache_tokens"]
 
 
