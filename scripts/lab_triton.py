@@ -19,4 +19,4 @@ def store() -> Path:
 def install(lab: str, image: str) -> None:
     """Makes sure that the store holds the lab's Triton."""
     what = f"Triton into {store()} (once; about ten seconds)"
-    install_environment(lab, image, INSTALLER, [], place=store(), prefix=PREFIX, what=what)
+    install_environment(lab, image, INSTALLER, [], place=store(), what=what)
