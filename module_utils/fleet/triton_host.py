@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -19,7 +21,7 @@ from .systemd import Systemd, UnitState, last_error
 from .triton_models import Found, Model, Server, ServerStep, record_text, unit_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _RECORD = "instance.json"
 _POLL_S = 0.5
@@ -165,6 +167,12 @@ class TritonHost:
             Why not, by ``unit`` or ``unit: model``, for those that do not serve as they should. A model whose new
             configuration could not be loaded serves with the one before, if that loads.
         """
+        with self._locked():
+            return self._apply(steps, desired, found)
+
+    def _apply(
+        self, steps: Sequence[ServerStep], desired: Mapping[int, Server], found: Mapping[int, Found]
+    ) -> dict[str, str]:
         failures: dict[str, str] = {}
         self._remove([step.port for step in steps if step.action == "remove"])
         kept = [step for step in steps if step.action != "remove"]
@@ -190,6 +198,14 @@ class TritonHost:
             if step.action == "none":
                 failures |= self._change_models(step, desired[step.port], found[step.port])
         return failures
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps the role's triton-keep-loaded from loading a model that this run has unloaded."""
+        self._places.runtime.mkdir(mode=0o755, exist_ok=True)
+        with (self._places.runtime / "changing").open("w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _remove(self, ports: Sequence[int]) -> None:
         for port in ports:

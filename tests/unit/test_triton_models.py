@@ -2,11 +2,15 @@
 scenario `triton` does the same with real ones.
 """
 
+import fcntl
 import json
 import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
 
 import pytest
 from fleet.errors import FleetError
@@ -15,6 +19,7 @@ from fleet.triton_host import TritonHost, TritonPlaces
 from fleet.triton_models import Found, Model, Server, decide, diff_of, only_removals, parse_servers
 from fleet.triton_repository import with_digest
 
+ROLE = Path(__file__).resolve().parents[2] / "roles" / "triton"
 RUNNING = UnitState("active", "running", enabled=True)
 
 
@@ -273,6 +278,31 @@ def test_a_model_that_unloaded_itself_is_loaded_again(bench):
     triton.calls.clear()
     assert apply(one("a"))[1] == {}
     assert triton.calls == ["load a"]
+
+
+def test_a_model_that_unloaded_itself_is_loaded_by_the_keeper_but_not_during_a_run(bench, monkeypatch):
+    apply, triton, _, places = bench
+    apply(one("a"), one("b", "GPU-1"))
+    loader = SourceFileLoader("keeper", str(ROLE / "files" / "triton-keep-loaded"))
+    keeper = module_from_spec(spec_from_loader("keeper", loader))
+    loader.exec_module(keeper)
+    monkeypatch.setattr(keeper, "SERVERS", places.root)
+    monkeypatch.setattr(keeper, "LOCK", places.runtime / "changing")
+    keeper.look({})
+    assert triton.calls == []
+    triton.change("unload", "b")
+    triton.calls.clear()
+    with (places.runtime / "changing").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        keeper.look({})
+    assert triton.calls == []
+    tried = {}
+    keeper.look(tried)
+    assert triton.calls == ["load b"]
+    triton.change("unload", "b")
+    triton.calls.clear()
+    keeper.look(tried)
+    assert triton.calls == [], "not again at once"
 
 
 def test_a_server_whose_model_cannot_be_loaded_says_so_and_serves_the_other(bench):
