@@ -42,6 +42,8 @@ def ask(
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
+    except OSError as error:
+        return 0, str(error)
     finally:
         connection.close()
 
@@ -231,11 +233,28 @@ def test_a_model_that_cannot_be_loaded_is_put_back(host: Any, loop: Callable[[],
     assert generate("second", gateway=False)[0] == 200
 
 
-def test_a_server_that_was_killed_comes_back_with_its_models(host: Any) -> None:
-    host.check_output("systemctl kill --signal=KILL %s", UNIT)
+def wait_until_both_answer(host: Any) -> None:
     limit = time.monotonic() + 90
-    while {
-        generate(model, gateway=False)[0] if host.service(UNIT).is_running else 0 for model in ("first", "second")
-    } != {200}:
+    while not host.service(UNIT).is_running or any(
+        generate(name, gateway=False)[0] != 200 for name in ("first", "second")
+    ):
         assert time.monotonic() < limit, "Triton does not answer"
         time.sleep(1)
+
+
+def test_a_model_whose_engine_was_killed_comes_back(host: Any) -> None:
+    before = invocation(host)
+    engines = host.check_output("pgrep -f ^VLLM::EngineCore").split()
+    of_triton = [pid for pid in engines if UNIT in host.check_output("cat /proc/%s/cgroup", pid)]
+    assert len(of_triton) == 2
+    host.check_output("kill -9 %s", of_triton[0])
+    wait_until_both_answer(host)
+    assert invocation(host) == before, "the server and the other model went on"
+    assert "had unloaded itself and is loaded again" in host.check_output(
+        "journalctl --unit=l40s-fleet-triton --output=cat"
+    )
+
+
+def test_a_server_that_was_killed_comes_back_with_its_models(host: Any) -> None:
+    host.check_output("systemctl kill --signal=KILL %s", UNIT)
+    wait_until_both_answer(host)
