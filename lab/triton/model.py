@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import locale
+import multiprocessing
 import os
 import site
 import sys
@@ -25,7 +26,9 @@ from typing import Any
 locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
 for place in os.environ["FLEET_SITE_PACKAGES"].split(":"):
     site.addsitedir(place)
+# What starts processes of its own asks for the interpreter here, and there.
 sys.executable = os.environ["FLEET_ENGINE_PYTHON"]
+multiprocessing.set_executable(sys.executable)
 
 import numpy as np  # noqa: E402
 import triton_python_backend_utils as pb_utils  # noqa: E402
