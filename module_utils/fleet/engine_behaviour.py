@@ -7,7 +7,7 @@ those of 0.24 until they are measured, hence the wider margin.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .errors import FleetError
@@ -67,6 +67,10 @@ _V0_33 = EngineBehaviour(
     margin_bytes=256 * _MIB,
     margin_of_weights=0.005,
 )
+# Nothing before 0.24 was measured or read: taken for the same, with the margin of what was not measured.
+_BEFORE_0_24 = replace(
+    _V0_24, measured=False, margin_bytes=_V0_33.margin_bytes, margin_of_weights=_V0_33.margin_of_weights
+)
 
 # Non-torch memory that the engine finds after its profile run: CUDA modules, cuBLAS, NCCL. Measured with the second
 # model runner 241,172,480 in every case; with the first 249,561,088 to 262,144,000.
@@ -87,4 +91,7 @@ def engine_behaviour(version: str) -> EngineBehaviour:
     parts = version.split(".")
     if len(parts) < 2 or not (parts[0].isdigit() and parts[1].isdigit()):
         raise FleetError("engine_version", f"must be like 0.33.0, got {version!r}")
-    return _V0_24 if (int(parts[0]), int(parts[1])) <= (0, 24) else _V0_33
+    release = (int(parts[0]), int(parts[1]))
+    if release == (0, 24):
+        return _V0_24
+    return _BEFORE_0_24 if release < (0, 24) else _V0_33

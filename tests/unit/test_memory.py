@@ -210,8 +210,10 @@ def test_an_unmeasured_version_takes_a_wider_margin():
     model, options = facts("llama-3-8b"), EngineOptions(max_model_len=8192)
     newer = estimate_memory(model, L40S, options)
     older = estimate_memory(model, L40S, replace(options, engine_version="0.24.0"))
-    assert (older.measured, newer.measured) == (True, False)
+    oldest = estimate_memory(model, L40S, replace(options, engine_version="0.19.1"))
+    assert (older.measured, newer.measured, oldest.measured) == (True, False, False)
     assert newer.margin_bytes > older.margin_bytes
+    assert oldest.margin_bytes > older.margin_bytes
 
 
 def test_the_document_is_json_with_the_fields_of_the_design():
