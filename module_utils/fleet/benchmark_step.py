@@ -49,7 +49,7 @@ _PROPERTIES = (
     "ProtectKernelTunables=yes",
     "ProtectProc=invisible",
     "ProtectSystem=strict",
-    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",
+    "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK",
     "RestrictNamespaces=yes",
     "RestrictSUIDSGID=yes",
 )
