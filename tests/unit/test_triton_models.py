@@ -283,7 +283,7 @@ def test_a_model_that_unloaded_itself_is_loaded_again(bench):
 def test_a_model_that_unloaded_itself_is_loaded_by_the_keeper_but_not_during_a_run(bench, monkeypatch):
     apply, triton, _, places = bench
     apply(one("a"), one("b", "GPU-1"))
-    loader = SourceFileLoader("keeper", str(ROLE / "files" / "triton-keep-loaded"))
+    loader = SourceFileLoader("keeper", str(ROLE / "files" / "programs" / "triton-keep-loaded"))
     keeper = module_from_spec(spec_from_loader("keeper", loader))
     loader.exec_module(keeper)
     monkeypatch.setattr(keeper, "SERVERS", places.root)
