@@ -15,8 +15,6 @@ import urllib.request
 import pytest
 from lab_support import CHECKOUT, LAB
 
-testinfra_hosts = ["ansible://l40s-01"]
-
 UNIT = "vllm@wide-1.service"
 HOSTS = ("l40s-01", "l40s-02")
 LIMIT_S = 90.0
