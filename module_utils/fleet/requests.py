@@ -70,7 +70,7 @@ class Demand(Document):
     """The traffic of one model."""
 
     requests_per_second: float = Field(gt=0, description="Mean rate of requests that the model has to carry.")
-    prompt_tokens: Count = Field(default=1024, description="Mean length of a prompt.")
+    prompt_tokens: Count = Field(default=1024, description="Mean length of a prompt, tokens of images included.")
     output_tokens: Count = Field(default=256, description="Mean length of an answer.")
 
 
@@ -181,7 +181,10 @@ class ModelRequest(Document):
     aliases: Annotated[tuple[AliasName, ...], BeforeValidator(list_as_tuple)] = Field(
         default=(), description="Further names under which clients may ask for the model."
     )
-    task: Literal["generate", "embed", "score"] = Field(default="generate", description="What the model is used for.")
+    task: Literal["generate", "embed", "score"] = Field(
+        default="generate",
+        description="What the model is used for: text, also about images; embeddings; scores of pairs of texts.",
+    )
     demand: Demand | None = Field(default=None, description="The traffic. Left out: replicas.min instances, no more.")
     objectives: Objectives = Field(default_factory=Objectives, description="Latencies to hold.")
     max_model_len: Count | None = Field(

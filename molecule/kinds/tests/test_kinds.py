@@ -138,6 +138,10 @@ class TestEmbedder:
         assert first == pytest.approx(same, abs=1e-3)
         assert first != pytest.approx(other, abs=1e-3)
 
+    def test_cohere_s_api_leads_to_the_same_model(self) -> None:
+        answer = answered("/v2/embed", {"model": "tiny-embedder", "texts": ["Hello"], "embedding_types": ["float"]})
+        assert len(answer["embeddings"]["float"][0]) == 128
+
     def test_a_text_longer_than_the_model_takes_is_refused(self) -> None:
         status, _ = ask("POST", "/v1/embeddings", {"model": "tiny-embedder", "input": "GPU " * 2000})
         assert status == 400
