@@ -1,4 +1,4 @@
-"""The engine's version is changed and changed back while clients send requests."""
+"""Changes of two replicas while clients send requests: another version, one that does not start, and the way back."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import json
 import re
 import threading
 import urllib.request
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
+import yaml
 from lab_support import CHECKOUT, LAB, Run, run_playbook
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 testinfra_hosts = ["ansible://gw-01"]
 
+SERVE = CHECKOUT / "playbooks" / "serve.yml"
 INVENTORY = CHECKOUT / "inventory" / "lab" / "hosts.yml"
 SCENARIO = CHECKOUT / "molecule" / "rolling"
 LAB_DIRECTORY = CHECKOUT / "build" / "lab" / LAB
@@ -22,11 +26,9 @@ ENGINE_KEY = (LAB_DIRECTORY / "secrets" / "engine_api_key").read_text().strip()
 INSTANCES = {"tiny-llama-1": "l40s-01", "tiny-llama-2": "l40s-02"}
 
 
-def play(*options: str) -> Run:
-    """The scenario's playbook, as its operator runs it."""
-    return run_playbook(
-        SCENARIO / "converge.yml", f"--extra-vars=fleet_models_file={SCENARIO}/files/models.yml", *options
-    )
+def play(playbook: Path, *options: str, models: Path = SCENARIO / "files" / "models.yml") -> Run:
+    """A playbook, as the operator of this scenario runs it."""
+    return run_playbook(playbook, f"--extra-vars=fleet_models_file={models}", *options)
 
 
 def ask(max_tokens: int, *, stream: bool) -> str:
@@ -79,25 +81,63 @@ def on(host: Any, node: str, command: str) -> str:
     return type(host).get_host(f"ansible://{node}", ansible_inventory=str(INVENTORY), sudo=True).check_output(command)
 
 
-def started_at(host: Any, name: str) -> int:
+def main_process(host: Any, name: str) -> str:
     unit = f"vllm@{name}.service"
-    return int(on(host, INSTANCES[name], f"systemctl show --property=ActiveEnterTimestampMonotonic --value {unit}"))
+    return on(host, INSTANCES[name], f"systemctl show --property=MainPID --value {unit}").strip()
 
 
 def engine_of(host: Any, name: str) -> str:
     """The version that runs, from the command line of the process."""
-    shown = on(host, INSTANCES[name], f"systemctl show --property=MainPID --value vllm@{name}.service")
-    return re.search(r"/opt/vllm/([\d.]+)/", on(host, INSTANCES[name], f"cat /proc/{shown.strip()}/cmdline"))[1]
+    line = on(host, INSTANCES[name], f"cat /proc/{main_process(host, name)}/cmdline")
+    return re.search(r"/opt/vllm/([\d.]+)/", line)[1]
 
 
-@pytest.mark.parametrize("version", ["0.31.0", "0.32.0"], ids=["forth", "back"])
-def test_a_switch_of_the_version_fails_no_request(host: Any, version: str) -> None:
+def drained(host: Any) -> bool:
+    return host.file("/run/haproxy/l40s-fleet-drained").exists
+
+
+def test_a_switch_of_the_version_fails_no_request_and_shows_no_key(host: Any) -> None:
+    """All stages, with all that Ansible can say, and with the files that hold keys to be written anew."""
+    host.check_output("rm /etc/haproxy/clients.map /etc/haproxy/engine_key.map")
+    on(host, "l40s-02", "rm /etc/l40s-fleet/engine.env")
     with Clients() as clients:
-        run = play("-e", f"vllm_version={version}")
+        run = play(SCENARIO / "converge.yml", "-vvv", "--diff", "--extra-vars=vllm_version=0.31.0")
     print(f"{run.seconds:.0f} s, {clients.done} requests")
     assert run.status == 0, run.output[-6000:]
     assert clients.failures == []
     assert clients.done > 20
-    assert {engine_of(host, name) for name in INSTANCES} == {version}
+    assert {engine_of(host, name) for name in INSTANCES} == {"0.31.0"}
     assert "1 of 2: tiny-llama-1 on l40s-01" in run.output
     assert "2 of 2: tiny-llama-2 on l40s-02" in run.output
+    assert not drained(host)
+    assert "engine_key.map" in run.output
+    assert ENGINE_KEY not in run.output
+    assert CLIENT_KEY not in run.output
+
+
+def test_the_first_that_does_not_serve_goes_back_and_the_others_are_not_touched(host: Any, tmp_path: Path) -> None:
+    """Threads bound to a processor that is not there: no parser knows, and no engine starts."""
+    document = yaml.safe_load((SCENARIO / "files" / "models.yml").read_text())
+    (model,) = document["models"]
+    model["source"] = f"file:{CHECKOUT}/build/lab/checkpoints/tiny-llama"
+    model["env"] = {"VLLM_CPU_OMP_THREADS_BIND": "777"}
+    (tmp_path / "models.yml").write_text(yaml.safe_dump(document))
+    before = {name: main_process(host, name) for name in INSTANCES}
+    with Clients() as clients:
+        run = play(SERVE, "--extra-vars=vllm_version=0.31.0", models=tmp_path / "models.yml")
+    assert run.status != 0
+    assert "vllm@tiny-llama-1.service died while starting; what ran before serves again" in run.output, run.output
+    assert clients.failures == []
+    assert main_process(host, "tiny-llama-2") == before["tiny-llama-2"]
+    assert main_process(host, "tiny-llama-1") not in ("0", before["tiny-llama-1"])
+    assert "777" not in on(host, "l40s-01", "cat /etc/l40s-fleet/instances/tiny-llama-1/environment")
+    assert not drained(host)
+
+
+def test_the_way_back_is_the_same_variable(host: Any) -> None:
+    with Clients() as clients:
+        run = play(SERVE, "--extra-vars=vllm_version=0.32.0")
+    assert run.status == 0, run.output[-6000:]
+    assert clients.failures == []
+    assert {engine_of(host, name) for name in INSTANCES} == {"0.32.0"}
+    assert not drained(host)
