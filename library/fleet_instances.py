@@ -194,7 +194,7 @@ def make_run(module: AnsibleModule, host: InstanceHost) -> dict[str, Any]:
     host.apply(now, observed)
     waited = [one for one in desired if one.id not in left]
     failures = host.wait(waited, now, observed, params["start_timeout_s"])
-    host.settle([one.id for one in waited if one.id not in failures])
+    host.settle([one.id for one in waited if one.id not in failures and not one.held])
     if failures:
         choice = retreat(failures, now, observed, desired)
         host.give_up(sorted(choice.given_up))
