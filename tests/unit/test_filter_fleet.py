@@ -1,5 +1,6 @@
 import importlib.util
 
+import yaml
 from fleet.plan_document import plan_to_document
 from plan_samples import ROOT, facts, model, plan
 
@@ -72,6 +73,17 @@ def test_a_model_on_triton_has_a_route_of_its_own_kind():
     assert route["engine"] == "triton"
     assert route["aliases"] == ["old"]
     assert route["servers"] == [{"id": "m-1", "host": "a", "address": "192.0.2.1", "port": 8000}]
+
+
+def test_an_ensemble_has_a_route_and_the_gateway_takes_every_key_of_routes():
+    asked = {"engine": "triton", "triton": {"chat_ensemble": True}}
+    found = routes(facts("a", "b"), [model("m", **asked, demand={"requests_per_second": 30}), model("n")])
+    assert [(one["model"], one["engine"]) for one in found] == [("m", "triton"), ("m-chat", "triton"), ("n", "vllm")]
+    assert found[1]["servers"] == found[0]["servers"]
+    specification = yaml.safe_load((ROOT / "roles" / "gateway" / "meta" / "argument_specs.yml").read_text())
+    options = specification["argument_specs"]["main"]["options"]["gateway_routes"]["options"]
+    assert {key for one in found for key in one} <= options.keys()
+    assert {key for one in found for server in one["servers"] for key in server} <= options["servers"]["options"].keys()
 
 
 def test_an_alias_is_routed_when_every_instance_answers_to_it():
