@@ -7,6 +7,8 @@ import os
 
 import pytest
 from fleet.checkpoint_note import read_note
+from fleet.checkpoint_store import CheckpointStore
+from fleet.checkpoint_wanted import Wanted, WantedFile
 from fleet.errors import FleetError
 from fleet.probe_quantized import read_quantized
 from fleet.quantize_host import QuantizeHost
@@ -123,6 +125,40 @@ def test_an_accepted_result_is_in_the_store_with_its_recipe(host, places):
     assert (places.baselines / f"{'3' * 64}.json").exists()
     assert not directory.exists()
     assert not (places.configuration / job().id).exists()
+
+
+def noted(stored):
+    files = {name: WantedFile(one["bytes"], one["sha256"]) for name, one in read_note(stored).items()}
+    return Wanted("m", KEY, files)
+
+
+def test_one_with_a_flipped_bit_counts_as_absent_and_is_made_again(host, places):
+    work(places)
+    right = host.finish(job()).files["model.safetensors"]
+    stored, store = places.store / f"m-{KEY[:12]}", CheckpointStore(places.store)
+    path = stored / "model.safetensors"
+    stamp = path.stat()
+    path.write_bytes(b"weightz")
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert "quantized" in read_quantized(places.store, places.records, []), "its stamp tells nothing"
+    store.inspect_all([noted(stored)], "sampled")
+    assert read_quantized(places.store, places.records, []) == {}
+    assert host.verdict(job()).outcome == "absent"
+    work(places)
+    assert host.finish(job()).files["model.safetensors"] == right
+    assert store.inspect(noted(stored), full=True).whole
+    assert "quantized" in read_quantized(places.store, places.records, [])
+
+
+def test_one_that_is_right_after_all_is_noted_and_not_made_again(host, places):
+    work(places)
+    host.finish(job())
+    stored = places.store / f"m-{KEY[:12]}"
+    os.utime(stored / "model.safetensors", ns=(1, 1))
+    assert read_quantized(places.store, places.records, []) == {}
+    assert host.verdict(job()).outcome == "accepted"
+    host.note(job())
+    assert "quantized" in read_quantized(places.store, places.records, [])
 
 
 def test_the_probe_reports_it(host, places):
