@@ -30,7 +30,7 @@ SWEEP = [1, 4, 16]
 def benchmark(directory: Path, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
     """Runs the playbook as an operator does."""
     given = {"fleet_models_file": str(MODELS), "benchmark_directory": str(directory), "benchmark_concurrency": SWEEP}
-    given |= {"benchmark_rounds": 3, "benchmark_step_limit_s": 60, **variables}
+    given |= {"benchmark_rounds": 3, "benchmark_step_limit_s": 150, **variables}
     command = ["ansible-playbook", "--inventory", CHECKOUT / "inventory" / "lab" / "hosts.yml", *arguments]
     command += ["--extra-vars", json.dumps(given), CHECKOUT / "playbooks" / "benchmark.yml"]
     environment = {**os.environ, "L40S_LAB": LAB, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg")}
