@@ -115,7 +115,10 @@ def _kinds() -> list[dict[str, object]]:
         {
             "name": f"kind {one.model}",
             "config": json.loads(configs[one.model].read_text()),
-            "engine_args": {name: value for name, value in one.engine_args.items() if name != "model"},
+            # A reasoning parser looks into the tokenizer, which a configuration alone does not have.
+            "engine_args": {
+                name: value for name, value in one.engine_args.items() if name not in ("model", "reasoning_parser")
+            },
         }
         for one in plan.instances
         if not one.takes
