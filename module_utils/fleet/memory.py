@@ -423,7 +423,7 @@ def _answer(demand: _Demand, layout: KvCacheLayout, by_stage: list[RankMemory]) 
         else float(sequences_in_a_batch(options, demand.max_model_len)),
         max_model_len_that_fits=layout.longest_model_len(planned_blocks, model.max_position_embeddings)
         if model.has_kv_cache
-        else min(options.max_num_batched_tokens, model.max_position_embeddings),
+        else _longest_without_cache(demand, by_stage),
         attention_backend=attention_backend(model, demand.gpu, options),
         engine_version=options.engine_version,
         measured=demand.behaviour.measured,
@@ -508,11 +508,22 @@ def _verdict_without_cache(demand: _Demand, by_stage: list[RankMemory]) -> tuple
         tokens = options.max_num_batched_tokens
         reason = f"an encoder takes whole prompts: max_num_batched_tokens {tokens} is below {demand.max_model_len}"
         return "max_num_batched_tokens", reason, 0
-    short = max(-rank.planned_kv_cache_bytes for rank in by_stage)
+    short = _short_of_activations(by_stage)
     if short <= 0:
         return None, "fits", 0
     batch = f"a batch of {options.max_num_batched_tokens} tokens"
     return "activations", f"{_gib(short)} short of the activations of {batch}", short
+
+
+def _longest_without_cache(demand: _Demand, by_stage: list[RankMemory]) -> int:
+    """The batch is set aside whatever the length of a prompt: either every prompt that fits into it fits, or none."""
+    if _short_of_activations(by_stage) > 0:
+        return 0
+    return min(demand.options.max_num_batched_tokens, demand.model.max_position_embeddings)
+
+
+def _short_of_activations(by_stage: list[RankMemory]) -> int:
+    return max(-rank.planned_kv_cache_bytes for rank in by_stage)
 
 
 def _room_for_given(demand: _Demand, rank: RankMemory) -> int:

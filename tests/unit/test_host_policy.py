@@ -11,8 +11,8 @@ ROLE = Path(__file__).parents[2] / "roles" / "fleet"
 def test_every_variable_of_the_role_is_known():
     specs = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
     defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
-    # The two of the engine's version are the role vllm's by name.
-    named = {name for name in (*specs, *defaults) if not name.startswith("vllm_")}
+    # Versions of engines are of the roles vllm and triton by name.
+    named = {name for name in (*specs, *defaults) if not name.startswith(("vllm_", "triton_"))}
     assert named <= set(VARIABLES)
     assert "fleet_exclude_gpus" in named
 
