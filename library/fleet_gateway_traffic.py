@@ -28,7 +28,7 @@ options:
     elements: dict
     suboptions:
       id: {description: Name of the instance., type: str, required: true}
-      port: {description: Where it listens now., type: int, default: 0}
+      port: {description: Where it listens now. V(0) is where the gateway knows it., type: int, default: 0}
   timeout_s:
     description: How long to wait, in seconds.
     type: float

@@ -147,8 +147,8 @@ class Traffic:
         """Puts servers back into traffic that ``drain`` took out, and waits until their health checks pass.
 
         Args:
-            ports: the instances and where they listen now; one that moved to another port than the gateway knows is
-                not waited for. None puts back every server that was taken out, and waits for none.
+            ports: the instances and where they listen now, 0 for where the gateway knows them; one that moved to
+                another port is not waited for. None puts back every server that was taken out, and waits for none.
             limit_s: how long to wait, in seconds.
             dry: only say which.
         """
@@ -164,7 +164,7 @@ class Traffic:
         changed = tuple(one.name for one in back if not one.in_traffic)
         if dry or not ports:
             return Outcome(changed)
-        awaited = {one.name for one in known if ports.get(one.name) == one.port}
+        awaited = {one.name for one in known if ports.get(one.name) in (0, one.port)}
         return Outcome(changed, waiting=self._wait(lambda: self._down(awaited), limit_s))
 
     def _busy(self, servers: Sequence[Server]) -> tuple[str, ...]:

@@ -143,3 +143,14 @@ def test_the_way_back_is_the_same_variable(host: Any) -> None:
     assert clients.failures == []
     assert {engine_of(host, name) for name in INSTANCES} == {"0.32.0"}
     assert not drained(host)
+
+
+def test_a_host_is_drained_for_a_reboot_and_returns_without_a_failed_request(host: Any) -> None:
+    before = main_process(host, "tiny-llama-2")
+    with Clients() as clients:
+        run = play(SCENARIO / "files" / "drain.yml")
+    assert run.status == 0, run.output[-6000:]
+    assert "tiny-llama-2" in re.search(r"held back: (.*)", run.output)[1]
+    assert clients.failures == []
+    assert main_process(host, "tiny-llama-2") not in ("0", before)
+    assert not drained(host)
