@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,7 +91,7 @@ def work_on_triton(request: Request, model: str, *, chat: bool = False) -> Work:
     if chat:
         body = {"messages": json.dumps([{"role": "user", "content": "Hello"}]), "stream": False}
     body["sampling_parameters"] = json.dumps({"max_tokens": _MAX_TOKENS, "temperature": 0, "ignore_eos": True})
-    answer = request("POST", f"/v2/models/{model}/generate", body)
+    answer = request("POST", f"/v2/models/{quote(model, safe='')}/generate", body)
     seconds = time.monotonic() - began
     problem = answer.problem
     if answer.status == HTTPStatus.OK:

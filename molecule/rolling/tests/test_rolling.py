@@ -78,7 +78,8 @@ class Clients:
 
 def on(host: Any, node: str, command: str) -> str:
     """Output of a command on another node, as root."""
-    return type(host).get_host(f"ansible://{node}", ansible_inventory=str(INVENTORY), sudo=True).check_output(command)
+    options = {"ansible_inventory": str(INVENTORY), "ssh_config": str(LAB_DIRECTORY / "ssh" / "config"), "sudo": True}
+    return type(host).get_host(f"ansible://{node}", **options).check_output(command)
 
 
 def main_process(host: Any, name: str) -> str:
