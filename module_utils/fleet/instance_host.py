@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import re
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from .instances import (
     unit_of,
 )
 from .systemd import Systemd, UnitState, last_error
+from .text_files import read_text, replace_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,14 +96,16 @@ class InstanceHost:
         return {name: self._observe_one(name, states[unit_of(name)]) for name in sorted(ids)}
 
     def _observe_one(self, instance_id: str, unit: UnitState) -> Observed:
-        files = {name: text for name in FILES if (text := _read(self._places.file(instance_id, name))) is not None}
+        files = {name: text for name in FILES if (text := read_text(self._places.file(instance_id, name))) is not None}
         kept = self._places.previous(instance_id)
-        previous = {name: text for name in FILES if (text := _read(kept / name)) is not None} if kept.is_dir() else None
+        previous = (
+            {name: text for name in FILES if (text := read_text(kept / name)) is not None} if kept.is_dir() else None
+        )
         try:
             resources = resources_of(json.loads(files.get(RECORD, "{}")))
         except (ValueError, AttributeError, TypeError):
             resources = frozenset()
-        started = (_read(self._places.runtime / instance_id / "started") or "").strip()
+        started = (read_text(self._places.runtime / instance_id / "started") or "").strip()
         return Observed(files, resources, unit, started, previous)
 
     def digest(self, files: Mapping[str, str]) -> str:
@@ -112,7 +113,7 @@ class InstanceHost:
         engine = _ENGINE.search(files[ENVIRONMENT])
         marker = Path(engine.group(1)) / ".complete" if engine else None
         around = [self._places.unit_file, self._places.configuration / "engine.env", *([marker] if marker else [])]
-        parts = [_read(path) or "" for path in around] + [files[CONFIG], files[ENVIRONMENT]]
+        parts = [read_text(path) or "" for path in around] + [files[CONFIG], files[ENVIRONMENT]]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def journal(self, instance_id: str, invocation: str, grep: str) -> str:
@@ -241,7 +242,7 @@ class InstanceHost:
         return failures
 
     def _first_request(self, files: Mapping[str, str]) -> str:
-        return first_request(files, _read(self._places.configuration / "engine.env") or "")
+        return first_request(files, read_text(self._places.configuration / "engine.env") or "")
 
 
 def _listed(directory: Path) -> list[Path]:
@@ -251,25 +252,12 @@ def _listed(directory: Path) -> list[Path]:
         return []
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def _write(path: Path, text: str) -> None:
     """Writes a file that others may read, in one step: a reader sees the old or the new contents."""
     for directory in (path.parent.parent, path.parent):
         directory.mkdir(mode=0o755, exist_ok=True)
         directory.chmod(0o755)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fchmod(file.fileno(), 0o644)
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
+    replace_text(path, text)
 
 
 def _healthy(host: str, port: int) -> bool:

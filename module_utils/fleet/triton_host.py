@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import re
 import shutil
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .openai_client import Answer
 from .openai_client import Server as Client
 from .systemd import Systemd, UnitState, last_error
+from .text_files import read_text, replace_text
 from .triton_models import Found, Model, Server, ServerStep, record_text, unit_of
 
 if TYPE_CHECKING:
@@ -155,8 +154,8 @@ class TritonHost:
         # A record whose files are gone still says what has to be removed.
         models |= {name: Model(name, {}, one) for name, one in records.items() if name not in models}
         loaded = TritonApi(port, self._limit_s).loaded() if state.active_state == "active" else None
-        started = _read(self._places.runtime / f"{port}.unit") or ""
-        return Found(_read(self._places.unit(port)) or "", started, state, models, loaded)
+        started = read_text(self._places.runtime / f"{port}.unit") or ""
+        return Found(read_text(self._places.unit(port)) or "", started, state, models, loaded)
 
     def apply(
         self, steps: Sequence[ServerStep], desired: Mapping[int, Server], found: Mapping[int, Found]
@@ -314,16 +313,9 @@ def _tree(directory: Path) -> dict[str, str]:
     return {str(path.relative_to(directory)): path.read_text(encoding="utf-8", errors="replace") for path in files}
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def _json(path: Path) -> Any:
     try:
-        return json.loads(_read(path) or "null")
+        return json.loads(read_text(path) or "null")
     except ValueError:
         return None
 
@@ -339,10 +331,4 @@ def _make(directory: Path) -> None:
 def _write(path: Path, text: str) -> None:
     """Writes a file that others may read, in one step: a reader sees the old or the new contents."""
     _make(path.parent)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fchmod(file.fileno(), 0o644)
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
+    replace_text(path, text)
