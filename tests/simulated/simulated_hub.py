@@ -4,7 +4,7 @@ Model info with file metadata, revisions, `resolve` with ETag, X-Repo-Commit and
 files to another host that refuses the hub's token, byte ranges, private and gated repositories. The same port serves a
 directory tree below /tree/. As a program it logs one JSON object a request and reads its faults anew for each:
 
-    simulated_hub.py --root DIRECTORY --listen ADDRESS:PORT [--token TOKEN] [--log FILE] [--faults FILE]
+    simulated_hub.py --root DIRECTORY --listen ADDRESS:PORT [--token-file FILE] [--log FILE] [--faults FILE]
 
 DIRECTORY holds ORG/NAME/files. Standard library only.
 """
@@ -361,13 +361,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--listen", default="127.0.0.1:0")
-    parser.add_argument("--token", default="")
+    # A command line can be read by everybody, which scenarios look for.
+    parser.add_argument("--token-file", type=Path)
     parser.add_argument("--private", action="store_true", help="repositories show themselves to the token only")
     parser.add_argument("--log", type=Path)
     parser.add_argument("--faults", type=Path)
     arguments = parser.parse_args()
     address, port = arguments.listen.rsplit(":", 1)
-    hub = SimulatedHub((address, int(port)), token=arguments.token, tree=arguments.root)
+    token = arguments.token_file.read_text(encoding="utf-8").strip() if arguments.token_file else ""
+    hub = SimulatedHub((address, int(port)), token=token, tree=arguments.root)
     hub.log_file, hub.fault_file = arguments.log, arguments.faults
     for directory in sorted(arguments.root.glob("*/*")):
         if directory.is_dir():
