@@ -150,7 +150,7 @@ freed_bytes:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.fleet import checkpoint_prune
+from ansible.module_utils.fleet import checkpoint_prune, checkpoint_samples
 from ansible.module_utils.fleet.checkpoint_local import find_local
 from ansible.module_utils.fleet.checkpoint_promote import promote
 from ansible.module_utils.fleet.checkpoint_store import CheckpointStore, parse_wanted
@@ -198,6 +198,7 @@ def remove(module, store):
     freed = checkpoint_prune.freed_bytes(going, blobs)
     if not module.check_mode:
         checkpoint_prune.remove([*going, *blobs])
+        checkpoint_samples.forget(checkpoint_samples.cursor_of(store.root), going)
     removed = [str(path) for path in going]
     diff = {"before": "".join(f"{path}\n" for path in removed), "after": ""}
     return {"changed": bool(going or blobs), "removed": removed, "freed_bytes": freed, "diff": diff}

@@ -66,6 +66,13 @@ def damage_in_turn(
     return damaged
 
 
+def forget(cursor: Path, directories: Sequence[Path]) -> None:
+    """Begin anew where the piece that was read last belongs to one of these directories, which are gone."""
+    last = _read(cursor)
+    if last and Path(last[0]) in directories:
+        cursor.unlink(missing_ok=True)
+
+
 def _read(cursor: Path) -> list[Any]:
     try:
         document = json.loads(cursor.read_text(encoding="utf-8"))

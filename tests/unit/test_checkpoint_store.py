@@ -161,6 +161,15 @@ def test_samples_read_no_more_than_they_may(store, monkeypatch):
     assert read == [("config.json", 0)], "one that says nothing means the beginning"
 
 
+def test_the_turn_names_no_checkpoint_that_was_removed(store, present):
+    cursor = cursor_of(store.root)
+    damage_in_turn([store.path(present)], 1, cursor, advance=True)
+    checkpoint_samples.forget(cursor, [store.root / "another"])
+    assert present.name in cursor.read_text()
+    checkpoint_samples.forget(cursor, [store.path(present)])
+    assert not cursor.exists()
+
+
 def test_a_file_that_was_touched_is_read_again_and_noted(store, present):
     os.utime(store.path(present) / "config.json", ns=(1, 1))
     state = store.inspect(present)
