@@ -181,19 +181,20 @@ def run_stage(stage: StageInput) -> StageResult:
     table = plan_table(plan, indices)
     if applied is not None and plan.same_decision(applied.plan):
         plan = _as_it_was_made(plan, applied.plan)
+    needed = _checkpoints(plan, checkpoints, frozenset(frozen), outcome=outcome, work=work, evidence=evidence)
     return StageResult(
         plan=plan,
         moves=moves,
         applied_document=_applied_document(plan, applied, probed, documents, frozenset(frozen)),
         frozen=frozen,
-        checkpoints=_checkpoints(plan, checkpoints, frozenset(frozen), outcome=outcome, work=work, evidence=evidence),
+        checkpoints=needed,
         per_host=_per_host(plan),
         known_models=tuple(sorted({request.name for request in requests} | {one.model for one in plan.instances})),
         notices=(*notices, *_notices(documents, frozen, plan), *outcome.notices, *work.notices),
         table=table,
         sources_lock=remote.lock_text() if remote else None,
         quantize_jobs=work.jobs,
-        quantized=records_of(probed),
+        quantized=tuple(_with_copies(one, needed) for one in records_of(probed)),
         hosts=(*documents.values(), *remembered.values()),
         applied_plan=applied.plan if applied is not None else None,
     )
@@ -331,6 +332,14 @@ def _applied_document(
         "plan": plan_to_document(plan),
         "hosts": hosts,
     }
+
+
+def _with_copies(record: Record, needed: Mapping[str, Sequence[Mapping[str, Any]]]) -> Record:
+    """The record with the hosts that are to copy it in this run, so that the next one finds nothing to tell."""
+    if record.refused is not None:
+        return record
+    copying = {host for host, items in needed.items() if any(item["digest"] == record.key for item in items)}
+    return replace(record, hosts=tuple(sorted({*record.hosts, *copying})))
 
 
 def _checkpoints(

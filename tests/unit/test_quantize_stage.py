@@ -76,6 +76,17 @@ def test_once_it_is_made_the_same_plan_has_it_copied(tmp_path, source):
     assert (again.checkpoints["b"][0]["source_path"], again.checkpoints["b"][0]["base_url"]) == ("", "")
 
 
+def test_the_report_tells_of_a_copy_in_the_run_that_makes_it(tmp_path, source):
+    """Otherwise the next run, which changes nothing else, would write the page anew."""
+    job = run_stage(stage(tmp_path, source)).quantize_jobs["a"][0]
+    record = {name: job[name] for name in ("key", "model", "recipe", "tool", "source_digest")}
+    record |= {"figures": GOOD, "files": FILES, "versions": {}, "limits": job["limits"], "seconds": {}}
+    before = run_stage(stage(tmp_path, source, {"a": {"quantized": [record]}})).quantized
+    after = run_stage(stage(tmp_path, source, {name: {"quantized": [record]} for name in ("a", "b")})).quantized
+    assert before == after
+    assert [one.hosts for one in before] == [("a", "b")]
+
+
 def test_a_refusal_brings_the_source_to_every_host(tmp_path, source):
     first = run_stage(stage(tmp_path, source))
     key = first.quantize_jobs["a"][0]["key"]
