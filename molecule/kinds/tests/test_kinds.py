@@ -60,11 +60,17 @@ def said(answer: Any) -> Any:
     return answer["choices"][0]["message"]
 
 
-def without_whitespace() -> dict[str, float]:
-    """Biases against tokens of nothing but whitespace, which JSON allows anywhere and random weights prefer."""
-    tokenizer = json.loads((CHECKOUT / "build/lab/checkpoints/tiny-qwen/tokenizer.json").read_text())
+def to_the_point() -> dict[str, float]:
+    """Biases for one call in as few tokens as the grammar allows, where random weights would go on for ever.
+
+    Against tokens of nothing but whitespace, which JSON allows anywhere, and for the end once the grammar allows it.
+    """
+    checkpoint = CHECKOUT / "build/lab/checkpoints/tiny-qwen"
+    tokens = json.loads((checkpoint / "tokenizer.json").read_text())["model"]["vocab"]
+    end = json.loads((checkpoint / "config.json").read_text())["eos_token_id"]
     # How a byte-level tokenizer writes a space, a line feed, a tab and a carriage return.
-    return {str(number): -100.0 for token, number in tokenizer["model"]["vocab"].items() if set(token) <= set("ĠĊĉč")}
+    blank = {str(number): -100.0 for token, number in tokens.items() if set(token) <= set("ĠĊĉč")}
+    return {**blank, str(end): 100.0}
 
 
 def image(*color: int) -> dict[str, Any]:
@@ -83,7 +89,7 @@ class TestChat:
     @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
     def test_a_call_of_a_tool_is_parsed(self, choice: Any) -> None:
         asked = {"tools": [WEATHER], "tool_choice": choice, "chat_template_kwargs": {"enable_thinking": False}}
-        message = said(chat("tiny-qwen", max_tokens=128, logit_bias=without_whitespace(), **asked))
+        message = said(chat("tiny-qwen", max_tokens=128, logit_bias=to_the_point(), **asked))
         call = message["tool_calls"][0]
         assert call["function"]["name"] == "weather"
         assert json.loads(call["function"]["arguments"])["city"] in ("Berlin", "Oslo")

@@ -20,8 +20,10 @@ HOSTS = ("l40s-01", "l40s-02")
 LIMIT_S = 90.0
 LAB_DIRECTORY = CHECKOUT / "build/lab" / LAB
 ADDRESSES = json.loads((LAB_DIRECTORY / "addresses.json").read_text())
-# Each start of both engines takes half a minute; the scenario runs one death of each kind.
-more = pytest.mark.skipif("L40S_ALL_DEATHS" not in os.environ, reason="one of more deaths: L40S_ALL_DEATHS=1 runs them")
+# Each start of both engines takes half a minute; `make test` runs one death of each kind.
+more = pytest.mark.skipif(
+    "L40S_ALL_DEATHS" not in os.environ, reason="one of more deaths: make soak PART=ranks runs them"
+)
 CLIENT_KEY = (LAB_DIRECTORY / "secrets/client_key").read_text().strip()
 
 
