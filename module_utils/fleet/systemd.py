@@ -98,7 +98,7 @@ def last_error(journal: str) -> str:
     lines = [_LOG_PREFIX.sub("", line, count=1).rstrip() for line in journal.splitlines()]
     lines = [line for line in lines if line.strip()]
     found = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
-    causes = [number for number in found if not any(text in lines[number] for text in _CONSEQUENCES)]
+    causes = [number for number in found if not is_consequence(lines[number])]
     if not causes and not found:
         return lines[-1].strip()[:_MAX_LINE_LENGTH] if lines else ""
     number = (causes or found)[-1]
@@ -107,6 +107,11 @@ def last_error(journal: str) -> str:
     if "validation error" in message and number + 1 < len(lines):
         message = next((line for line in lines[number + 1 :] if line.startswith("  ")), message)
     return message.strip()[:_MAX_LINE_LENGTH]
+
+
+def is_consequence(message: str) -> bool:
+    """Whether a process says no more than that another one failed, whose own words are in the journal."""
+    return any(text in message for text in _CONSEQUENCES)
 
 
 class Systemd:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .openai_client import Answer
 from .openai_client import Server as Client
-from .systemd import Systemd, UnitState, last_error
+from .systemd import Systemd, UnitState, is_consequence, last_error
 from .text_files import read_text, replace_text
 from .triton_models import Found, Model, Server, ServerStep, record_text, unit_of
 
@@ -231,10 +231,19 @@ class TritonHost:
                 problem = api.load(one.name)
                 if problem:
                     where = f"{unit_of(step.port)}: {one.name}"
-                    failures[where] = problem + self._put_back(api, step.port, model, before)
+                    failures[where] = self._cause(unit_of(step.port), problem) + self._put_back(
+                        api, step.port, model, before
+                    )
                     continue
             self._write_record(step.port, model)
         return failures
+
+    def _cause(self, unit: str, problem: str) -> str:
+        """What the engine process said, where its parent says only that it failed."""
+        if not is_consequence(problem):
+            return problem
+        state = self._systemd.states([unit])[unit]
+        return last_error(self._systemd.journal(unit, state.invocation)) or problem
 
     def _put_back(self, api: TritonApi, port: int, model: Model, before: Model | None) -> str:
         if before is None or before.files == model.files:

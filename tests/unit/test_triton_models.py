@@ -170,9 +170,11 @@ class SimulatedTriton:
             self.reasons[name] = ("UNAVAILABLE", "unloaded")
             return 200, {}
         directory = self.repository / name
-        if json.loads((directory / "1" / "model.json").read_text()).get("bad"):
-            self.reasons[name] = ("UNAVAILABLE", "Internal: TypeError: bad\n\nAt:\n  somewhere(1)")
-            return 400, {"error": f"load failed for model '{name}': Internal: TypeError: bad\n\nAt:\n  somewhere(1)"}
+        bad = json.loads((directory / "1" / "model.json").read_text()).get("bad")
+        if bad:
+            said = f"Internal: {bad if isinstance(bad, str) else 'TypeError: bad'}\n\nAt:\n  somewhere(1)"
+            self.reasons[name] = ("UNAVAILABLE", said)
+            return 400, {"error": f"load failed for model '{name}': {said}"}
         config = (directory / "config.pbtxt").read_text()
         self.loaded[name] = re.search(r"[0-9a-f]{64}", config)[0]
         self.reasons.pop(name, None)
@@ -201,8 +203,11 @@ class SimulatedSystemd:
         self.triton, self.places = triton, places
         self.invocation = 0
         self.calls = []
+        self.journal = ""
 
     def __call__(self, command):
+        if command[0] == "journalctl":
+            return 0, self.journal, ""
         words = [word for word in command[1:] if not word.startswith("--")]
         self.calls.append(" ".join(words))
         if words[0] == "restart":
@@ -269,6 +274,15 @@ def test_a_model_that_cannot_be_loaded_is_put_back(bench):
     assert triton.loaded["b"] == one("b").digest
     assert json.loads((places.repository(triton.port) / "b" / "1" / "model.json").read_text()) == {}
     assert not list(places.root.rglob(".*"))
+
+
+def test_the_words_of_the_process_that_failed_are_told(bench):
+    apply, _, systemd, _ = bench
+    apply(one("a"))
+    prefix = "(EngineCore pid=7) ERROR 11-24 07:54:29 [core.py:1120] "
+    systemd.journal = f"{prefix}Traceback (most recent call last):\n{prefix}OSError: /nowhere is not a directory\n"
+    _, failures = apply(one("a", bad="RuntimeError: Engine core initialization failed. See root cause above."))
+    assert list(failures.values()) == ["OSError: /nowhere is not a directory; what ran before serves again"]
 
 
 def test_a_model_that_unloaded_itself_is_loaded_again(bench):
