@@ -1,5 +1,7 @@
 """The units of Triton servers, as they are rendered for the container and for a tritonserver on the host."""
 
+import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -14,8 +16,13 @@ SERVER = {"port": 8003, "gpus": ["GPU-a", "GPU-b"], "env": {"X": 'a "b" 100%'}}
 IMAGE = "registry.example/tritonserver:26.07-vllm-python-py3@sha256:" + "0" * 64
 
 
-def rendered(name, **more):
+def rendered(name, server=SERVER, **more):
     environment = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined)  # noqa: S701
+    environment.filters |= {
+        "to_json": json.dumps,
+        "from_json": json.loads,
+        "hash": lambda text, kind: hashlib.new(kind, text.encode()).hexdigest(),
+    }
     variables = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
     defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text())
     known = {**defaults, "ansible_managed": "managed", "triton_image": IMAGE, "vllm_version": "0.32.0", **more}
@@ -24,7 +31,7 @@ def rendered(name, **more):
     for path in ("triton_site_packages", "triton_engine_directory"):
         known[path] = environment.from_string(variables[path]).render(known)
     known["triton_arguments"] = [environment.from_string(text).render(known) for text in variables["triton_arguments"]]
-    return environment.from_string((ROLE / "templates" / name).read_text()).render({**known, "triton_server": SERVER})
+    return environment.from_string((ROLE / "templates" / name).read_text()).render({**known, "triton_server": server})
 
 
 def directives(text):
@@ -74,6 +81,28 @@ def test_the_container_sees_its_cards_alone_and_nothing_more_than_it_needs():
         *("AddDevice", "ContainerName", "DropCapability", "Environment", "Exec", "Group", "Image", "Network"),
         *("NoNewPrivileges", "PodmanArgs", "ReadOnly", "Tmpfs", "User", "Volume"),
     }
+
+
+def test_the_openai_front_end_takes_the_place_of_the_server():
+    def unit(**arguments):
+        model = {"name": "m", "files": {"1/model.json": json.dumps({"model": "/models/m", **arguments})}}
+        server = {**SERVER, "models": [model]}
+        return rendered("triton.container.j2", server, triton_openai_frontend=True)
+
+    commands = [value.split() for key, value in directives(unit()) if key == "Exec"]
+    assert len(commands) == 1
+    assert commands[0][:2] == ["python3", "/opt/tritonserver/python/openai/openai_frontend/main.py"]
+    for word in (
+        "--model-repository=/etc/l40s-fleet/triton/8003/repository",
+        "--tokenizer=/models/m",
+        "--kserve-http-port=8003",
+        "--kserve-grpc-port=8004",
+        "--openai-port=8005",
+    ):
+        assert word in commands[0]
+    assert unit() == unit()
+    assert unit() != unit(max_model_len=512), "a change of a model restarts the server"
+    assert "openai" not in rendered("triton.container.j2")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
