@@ -1,7 +1,7 @@
 """The long evidence: `make soak`, or one part of it with `make soak PART=kills`.
 
 Each part writes build/soak/PART.json: its figures, the commit, the machine. Parts share a lab of their own, named
-`soak` unless L40S_SOAK_LAB gives it another name; drivers and ranks have one for themselves.
+`soak` unless L40S_SOAK_LAB gives it another name; those in OWN_LABS have one each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from downloads import downloads  # noqa: E402 (the lab's name has to be known be
 from drivers import drivers  # noqa: E402
 from fleet_lab import Fleet, settled, working_copy  # noqa: E402
 from quantizers import quantizers  # noqa: E402
-from ranks import ranks  # noqa: E402
+from scenarios import ranks, rolling  # noqa: E402
 
 
 def kills(seed: int, count: int) -> dict:
@@ -72,7 +72,16 @@ def kills(seed: int, count: int) -> dict:
     return {"seed": seed, "kills": figures}
 
 
-PARTS = {"kills": kills, "downloads": downloads, "drivers": drivers, "quantizers": quantizers, "ranks": ranks}
+PARTS = {
+    "kills": kills,
+    "downloads": downloads,
+    "drivers": drivers,
+    "quantizers": quantizers,
+    "ranks": ranks,
+    "rolling": rolling,
+}
+
+OWN_LABS = {"drivers", "ranks", "rolling"}
 
 
 def main() -> int:
@@ -85,7 +94,7 @@ def main() -> int:
     results = ROOT / "build" / "soak"
     results.mkdir(parents=True, exist_ok=True)
     parts = arguments.parts or list(PARTS)
-    if not {"drivers", "ranks"}.issuperset(parts):
+    if not OWN_LABS.issuperset(parts):
         subprocess.run([ROOT / "scripts" / "lab", "up", "--name", LAB], check=True)
     try:
         for part in parts:
