@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 UNREACHED = 0
+_MAX_SAID = 600
 """Status of an answer that did not come."""
 
 
@@ -43,7 +44,7 @@ class Answer:
         if isinstance(document, dict) and "error" in document:
             error = document["error"]
             said = str(error.get("message") if isinstance(error, dict) else error)
-        said = " ".join(said.split())[:200]
+        said = " ".join(said.split())[:_MAX_SAID]
         return said if self.status == UNREACHED else f"{self.status}: {said}" if said else str(self.status)
 
 
