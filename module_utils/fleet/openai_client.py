@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 UNREACHED = 0
-_MAX_SAID = 600
 """Status of an answer that did not come."""
+_MAX_SAID = 600
 
 
 @dataclass(frozen=True)
