@@ -154,15 +154,20 @@ def estimate_memory(
     """
     estimate = _evaluate(model, gpu, options, budget_bytes)
     longest = estimate.max_model_len_that_fits
-    if model.layer_kinds[0].attention.kind != "mla":
+    # MLA's workspace and what an encoder is given grow with the context, so that a longer one leaves fewer blocks.
+    if longest <= 0 or (model.layer_kinds[0].attention.kind != "mla" and model.encoder is None):
         return estimate
-    # MLA's workspace grows with the context, so that a longer one leaves fewer blocks: go down until it fits.
-    while longest > 0:
-        longer = _evaluate(model, gpu, replace(options, max_model_len=longest), budget_bytes)
-        if longer.fits:
-            break
-        longest = min(longest - 1, longer.max_model_len_that_fits)
-    return replace(estimate, max_model_len_that_fits=longest)
+
+    def fits(max_model_len: int) -> bool:
+        return _evaluate(model, gpu, replace(options, max_model_len=max_model_len), budget_bytes).fits
+
+    if fits(longest):
+        return estimate
+    shortest = min(longest, served_model_len(model, options)) if estimate.fits else 0
+    while longest - shortest > 1:
+        middle = (shortest + longest) // 2
+        shortest, longest = (middle, longest) if fits(middle) else (shortest, middle)
+    return replace(estimate, max_model_len_that_fits=shortest)
 
 
 def _evaluate(model: ModelFacts, gpu: GpuModel, options: EngineOptions, budget_bytes: int | None) -> MemoryEstimate:

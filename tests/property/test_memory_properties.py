@@ -12,7 +12,7 @@ from fleet.hardware import gpu_by_name
 from fleet.memory import MemoryEstimate, estimate_memory, pipeline_stages
 from fleet.model import facts_from_config
 from fleet.weights import MARLIN, WeightPlan, check_divisible, rank_weights
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 CONFIGS = Path(__file__).resolve().parent.parent / "data" / "model_configs"
@@ -37,6 +37,16 @@ options_of_any_kind = st.builds(
     pipeline_parallel_size=st.sampled_from([1, 2, 3, 4]),
     enforce_eager=st.booleans(),
     engine_version=st.sampled_from(["0.24.0", "0.33.0"]),
+)
+# Sixteen tokens hold no image; with a longer context the encoder is given room for a large one.
+IMAGES_GROW_WITH_THE_CONTEXT = EngineOptions(
+    quantization="awq",
+    max_model_len=16,
+    max_num_seqs=1,
+    max_num_batched_tokens=256,
+    tensor_parallel_size=4,
+    pipeline_parallel_size=3,
+    engine_version="0.24.0",
 )
 budgets = st.integers(min_value=1 * GIB, max_value=L40S.torch_visible_bytes)
 
@@ -124,6 +134,7 @@ def test_nothing_planned_exceeds_the_card(name, options, budget, utilization):
 
 @RELAXED
 @given(names, options_of_any_kind, budgets)
+@example("qwen2.5-vl-7b", IMAGES_GROW_WITH_THE_CONTEXT, 5_191_300_364)
 def test_the_longest_context_that_is_offered_fits(name, options, budget):
     answer = estimate(name, options, budget)
     longest = answer.max_model_len_that_fits
