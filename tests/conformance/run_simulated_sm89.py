@@ -1,12 +1,14 @@
 """Let vLLM 0.33.0's own code judge the argument sets as on a host with eight L40S: `make conformance`.
 
-The wheel is downloaded once, its Python files are kept in the cache; the engine's virtual environment gives the
-dependencies. Exits 0 when every planned set is accepted, every impossible one refused, and attention
-taken by the planned backend.
+The names that models on Triton may use are those of the vLLM in the container, 0.24.0: its source is asked too. Each
+wheel is downloaded once, its Python files are kept in the cache; the engine's virtual environment gives the
+dependencies. Exits 0 when every planned set is accepted, every impossible one refused, attention taken by the planned
+backend, and the names are the same.
 """
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -17,10 +19,11 @@ from argument_sets import impossible_sets, planned_sets
 from attention_cases import attention_cases
 from engine_python import CACHE, answers, backends
 from fleet.engine_reports import attention_backends
+from fleet.triton_releases import ASYNC_ENGINE_ARGUMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.33.0"
-SOURCE = CACHE / "conformance" / f"vllm-{VERSION}"
+TRITON_VERSION = "0.24.0"
 WHEELS = CACHE / "conformance" / "wheels"
 PLATFORM = ["--python-version", "3.12", "--platform", "manylinux_2_28_x86_64", "--only-binary=:all:"]
 
@@ -34,20 +37,34 @@ def python_with_pip() -> str:
     raise SystemExit("no interpreter with pip was found to download the wheel of vLLM: install python3-pip")
 
 
-def source() -> str:
+def source(version: str = VERSION) -> str:
     """The folder with the wheel's Python files."""
-    if not (SOURCE / ".complete").exists():
+    folder = CACHE / "conformance" / f"vllm-{version}"
+    if not (folder / ".complete").exists():
         WHEELS.mkdir(parents=True, exist_ok=True)
-        wheels = sorted(WHEELS.glob(f"vllm-{VERSION}-*.whl"))
+        wheels = sorted(WHEELS.glob(f"vllm-{version}-*.whl"))
         if not wheels:
             download = ["-m", "pip", "download", "--no-deps", "-d", str(WHEELS), *PLATFORM]
-            subprocess.run([python_with_pip(), *download, f"vllm=={VERSION}"], check=True)
-            wheels = sorted(WHEELS.glob(f"vllm-{VERSION}-*.whl"))
+            subprocess.run([python_with_pip(), *download, f"vllm=={version}"], check=True)
+            wheels = sorted(WHEELS.glob(f"vllm-{version}-*.whl"))
         with zipfile.ZipFile(wheels[0]) as wheel:
             names = [name for name in wheel.namelist() if name.endswith((".py", ".json", "METADATA"))]
-            wheel.extractall(SOURCE, names)
-        (SOURCE / ".complete").touch()
-    return str(SOURCE)
+            wheel.extractall(folder, names)
+        (folder / ".complete").touch()
+    return str(folder)
+
+
+def names_on_triton() -> set[str]:
+    """The fields of AsyncEngineArgs, with those that it inherits, in the source of the container's vLLM."""
+    tree = ast.parse(Path(source(TRITON_VERSION), "vllm", "engine", "arg_utils.py").read_text())
+    return {
+        statement.target.id
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name in ("EngineArgs", "AsyncEngineArgs")
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        if not statement.target.id.startswith("_")
+    }
 
 
 def main() -> int:
@@ -76,7 +93,9 @@ def main() -> int:
     for case in unread:
         sys.stdout.write(f"{case['name']}: not read off its log: {taken[case['name']]['log']!r}\n")
     sys.stdout.write(f"{len(cases) - len(others)} of {len(cases)} attention backends as planned\n")
-    return int(bool(refused or accepted or others or unread))
+    differing = sorted(names_on_triton() ^ ASYNC_ENGINE_ARGUMENTS)
+    sys.stdout.write(f"arguments of vLLM {TRITON_VERSION}: {', '.join(differing) or 'the same names'}\n")
+    return int(bool(refused or accepted or others or unread or differing))
 
 
 if __name__ == "__main__":
