@@ -380,3 +380,19 @@ def test_the_plan_stage_takes_the_documents_of_a_real_host(recorded: str, utiliz
     assert gpu.model is not None
     assert gpu.blocked is None
     assert start_utilization(gpu) == utilization
+
+
+def test_the_plan_stage_takes_two_real_gpus_and_their_link_test() -> None:
+    """Two H100 of one host (NVLink), probed before the link test, and what the test then kept."""
+    real, kept = (
+        json.loads((CHECKOUT / "tests/data/probe" / name).read_text())
+        for name in ("h100_two.json", "h100_two_link_test.json")
+    )
+    gpus = parse_host("h100", real, where="facts.json").gpus
+    assert [gpu.blocked for gpu in gpus] == [None, None]
+    assert [link["p2p"] for link in real["links"]] == ["untested"]
+    assert {gpu.uuid for gpu in gpus} == {kept["pairs"][0]["a"], kept["pairs"][0]["b"]}
+    assert (kept["pairs"][0]["p2p"], kept["simulated"]) == ("verified", False)
+    points = [(point["bytes"], point["seconds"]) for point in kept["all_reduce"]]
+    assert (points[0][0], points[-1][0]) == (1 << 10, 256 << 20)
+    assert points[-1][1] > 2 * points[0][1] > 0
