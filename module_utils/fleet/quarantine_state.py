@@ -7,13 +7,12 @@ it runs on managed hosts, without Ansible.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .probe_kernel_log import FATAL_XIDS
+from .text_files import replace_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -203,13 +202,7 @@ def write_state(path: Path, state: Quarantine) -> None:
             return
     except OSError:
         pass
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fchmod(file.fileno(), 0o644)
-        os.fsync(file.fileno())
-    Path(temporary).replace(path)
+    replace_text(path, text)
 
 
 def _trouble(rows: Rows, counted: int | None) -> str | None:
