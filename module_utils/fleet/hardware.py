@@ -115,7 +115,7 @@ GPUS: tuple[GpuModel, ...] = (
         compute_capability=(9, 0),
         multiprocessors=132,
         nvml_total_bytes=143771 * _MIB,
-        torch_visible_bytes=int(139.80 * _GIB),
+        torch_visible_bytes=150_109_880_320,
         memory_bandwidth_bytes_per_s=4.8e12,
         flops_per_s={"bfloat16": 989e12, "float16": 989e12, "fp8": 1979e12, "int8": 1979e12},
         pcie_generation=5,
@@ -124,7 +124,7 @@ GPUS: tuple[GpuModel, ...] = (
         power_limit_watts=700,
         sources={
             "nvml_total_bytes": "NVML on an H200: 143,771 MiB",
-            "torch_visible_bytes": "CUDA out-of-memory messages of H200 users: 139.80 GiB",
+            "torch_visible_bytes": "cudaMemGetInfo on an H200, driver 580.159.04",
             "memory_bandwidth_bytes_per_s": _H200_DATASHEET,
             "flops_per_s": _H200_DATASHEET,
         },

@@ -41,3 +41,13 @@ def measured_drafting_cases() -> list[dict[str, Any]]:
     """Cases with drafts and with LoRA adapters, measured the same way."""
     cases: list[dict[str, Any]] = json.loads((DATA / "vllm_memory_further.json").read_text())["cases"]
     return cases
+
+
+@lru_cache
+def measured_ranks() -> dict[str, Any]:
+    """What the ranks of TP and PP layouts held, and how fast one rank's share ran, with real vLLM 0.24.0 on an H200."""
+    document: dict[str, Any] = json.loads((DATA / "vllm_ranks_h200.json").read_text())
+    configs = {case["case"]: case["model_config"] for case in measured_cases()}
+    for case in (*document["memory"], document["shares"]):
+        case["model_config"] = configs[case["case"]]
+    return document

@@ -372,7 +372,13 @@ def test_the_plan_stage_takes_every_document_that_the_probe_returns(node: Node, 
 
 @pytest.mark.parametrize(
     ("recorded", "utilization"),
-    [("h100.json", None), ("h100_module.json", None), ("h100_busy.json", 0.85), ("h100_foreign.json", 0.85)],
+    [
+        ("h100.json", None),
+        ("h100_module.json", None),
+        ("h100_busy.json", 0.85),
+        ("h100_foreign.json", 0.85),
+        ("h200.json", None),
+    ],
 )
 def test_the_plan_stage_takes_the_documents_of_a_real_host(recorded: str, utilization: float | None) -> None:
     real = json.loads((CHECKOUT / "tests/data/probe" / recorded).read_text())
