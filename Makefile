@@ -3,8 +3,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-SCENARIOS := default host nvidia_driver vllm model_store quantize sharing kinds speculation triton multi_node benchmark serving gateway site
-# Not in it, for its minutes: rolling, which `make soak PART=rolling` runs.
+SCENARIOS := default host nvidia_driver vllm model_store quantize sharing kinds speculation triton multi_node serving gateway site
+# Not in it, for their minutes: rolling and benchmark, each a part of `make soak`.
 SHELL_FILES = $(shell git grep -lE '^\#!/(usr/)?bin/(env )?(ba|da)?sh$$')
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/module_utils

@@ -28,7 +28,7 @@ from downloads import downloads  # noqa: E402 (the lab's name has to be known be
 from drivers import drivers  # noqa: E402
 from fleet_lab import Fleet, settled, working_copy  # noqa: E402
 from quantizers import quantizers  # noqa: E402
-from scenarios import ranks, rolling  # noqa: E402
+from scenarios import benchmark, ranks, rolling  # noqa: E402
 
 
 def kills(seed: int, count: int) -> dict:
@@ -79,9 +79,10 @@ PARTS = {
     "quantizers": quantizers,
     "ranks": ranks,
     "rolling": rolling,
+    "benchmark": benchmark,
 }
 
-OWN_LABS = {"drivers", "ranks", "rolling"}
+OWN_LABS = {"benchmark", "drivers", "ranks", "rolling"}
 
 
 def main() -> int:

@@ -22,6 +22,16 @@ def ranks(seed: int, count: int) -> dict:
     return {"answers_again_after_s": {death: float(seconds) for death, seconds in _AGAIN.findall(log)}}
 
 
+def benchmark(seed: int, count: int) -> dict:
+    """One instance measured out of traffic, and what the page says of it.
+
+    Returns:
+        The last line of its tests.
+    """
+    del seed, count
+    return {"tests": re.findall(r"^=+ (.*) =+$", _run("benchmark"), re.MULTILINE)[-1]}
+
+
 def rolling(seed: int, count: int) -> dict:
     """Another version and back, a change that does not work, and a drained host, each under a loop of requests.
 
