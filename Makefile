@@ -26,6 +26,7 @@ lab: setup ## Start the embedded lab: simulated L40S nodes, real systemd, SSH
 lab-down: setup ## Remove the embedded lab
 	@scripts/lab down --name $${L40S_LAB:-demo}
 
+# What two jobs would install at once is there before they start: apt has one lock.
 test: setup need-shellcheck need-haproxy ## Everything that a maintainer runs before a push
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line unit lint types
 	@$(MAKE) --no-print-directory test-lab report-tests engine-tests molecule
@@ -33,9 +34,10 @@ test: setup need-shellcheck need-haproxy ## Everything that a maintainer runs be
 test-lab: setup
 	@scripts/lab up --name $${L40S_TEST_LAB:-test}
 
-# Debian's package of a program that tests run, where the program is missing.
+# A program that tests run comes from Debian's package of its name, and what else belongs to it, where it is missing.
+need-chromium: NEEDS := fonts-dejavu-core
 need-%:
-	@command -v $* >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $*; } >&2
+	@command -v $* >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $* $(NEEDS); } >&2
 
 lint: setup need-shellcheck ## ruff, yamllint, ansible-lint (production), shellcheck
 	ruff check
@@ -51,7 +53,6 @@ unit: setup need-haproxy ## Unit, property and golden tests; here a test that is
 	L40S_NO_SKIPS=1 pytest
 
 report-tests: setup need-chromium ## The report in headless Chromium; screenshots in build/report
-	@[ -d /usr/share/fonts/truetype/dejavu ] || apt-get install -y -qq --no-install-recommends fonts-dejavu-core >&2
 	pytest tests/report
 
 engine-tests: test-lab ## Planned arguments against the real vLLM's parser, parameter counts against transformers

@@ -39,8 +39,6 @@ ACTIONS = (
     "debug",
     "fail",
     "gather_facts",
-    "include_role",
-    "include_tasks",
     "normal",
     "package",
     "service",
@@ -59,10 +57,10 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
     def v2_playbook_on_start(self, playbook: Playbook) -> None:
         """Load them."""
-        for loader in (filter_loader, test_loader):
+        # The first that is asked for brings every filter, or test, that is in no collection.
+        for loader, name in ((filter_loader, "bool"), (test_loader, "defined")):
             with contextlib.suppress(Exception):
-                # The first that is asked for brings every filter, or test, that is in no collection.
-                loader.get("bool" if loader is filter_loader else "defined")
+                loader.get(name)
         for loader, names in (
             (action_loader, ACTIONS),
             (become_loader, ("sudo",)),

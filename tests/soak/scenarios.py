@@ -29,7 +29,7 @@ def benchmark(seed: int, count: int) -> dict:
         The last line of its tests.
     """
     del seed, count
-    return {"tests": re.findall(r"^=+ (.*) =+$", _run("benchmark"), re.MULTILINE)[-1]}
+    return {"tests": _last_line_of_tests("benchmark")}
 
 
 def rolling(seed: int, count: int) -> dict:
@@ -39,7 +39,11 @@ def rolling(seed: int, count: int) -> dict:
         The last line of its tests.
     """
     del seed, count
-    return {"tests": re.findall(r"^=+ (.*) =+$", _run("rolling"), re.MULTILINE)[-1]}
+    return {"tests": _last_line_of_tests("rolling")}
+
+
+def _last_line_of_tests(scenario: str) -> str:
+    return re.findall(r"^=+ (.*) =+$", _run(scenario), re.MULTILINE)[-1]
 
 
 def _run(scenario: str, **variables: str) -> str:
